@@ -1,0 +1,1 @@
+"""Plain data and process facts; imports nothing of ours."""

@@ -1,0 +1,254 @@
+"""The ``twofold`` command: chooses a recipe, overrides leaves of its configuration and runs its chain.
+
+Errors that a user can mend are one line on stderr: exit code 2 for a wrong command line or configuration, 1 for a
+run that failed, 130 after Ctrl-C. ``--debug`` shows the traceback. Not here: any work; commands hand over to recipes.
+Recipes load when they are chosen, so that ``--version``, ``--help`` and typing errors do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata, util
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+
+import twofold
+from twofold.base.config import ConfigError
+from twofold.base.malloc import MALLOC_SETTINGS, ensure_malloc_settings
+from twofold.base.progress import duration_text
+from twofold.base.records import InputError
+from twofold.recipes.chain import Chain, ChainError
+
+BuildRecipe = Callable[[list[str], int], Chain]
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+HEAVY_COMMANDS = {"run", "chat", "serve", "generate", "eval", "bench"}
+OPTIONAL_PACKAGES = {
+    "matplotlib": "plots in the report",
+    "reasoning_gym": "procedural tasks",
+    "transformers": "parity tests against the reference implementation",
+    "fastapi": "the server",
+}
+
+
+def recipe(module: str) -> BuildRecipe:
+    """A recipe's ``build``, imported at the first call (it brings torch with it)."""
+
+    def build(overrides: list[str], seed: int) -> Chain:
+        chain: Chain = importlib.import_module(module).build(overrides, seed)
+        return chain
+
+    return build
+
+
+RECIPES: dict[str, BuildRecipe] = {"tiny": recipe("twofold.recipes.tiny")}
+
+app = typer.Typer(
+    name="twofold",
+    help="One model, two modes: train it, talk to it, see what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the ``twofold`` command."""
+    if HEAVY_COMMANDS & set(sys.argv[1:3]):
+        ensure_malloc_settings()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def one_line_errors(debug: bool, interrupted: str = "stopped") -> Iterator[None]:
+    """Turn errors that a user can mend, and Ctrl-C, into one line on stderr and an exit code."""
+    try:
+        yield
+    except (ConfigError, InputError, ChainError) as error:
+        if debug:
+            raise
+        fail(str(error), EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        Console(stderr=True).print(f"\n{escape(interrupted)}", style="yellow", highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print ``error: message`` on stderr and leave with the exit code."""
+    line = " ".join(message.split())
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
+) -> None:
+    """One model, two modes: train it, talk to it, see what it cost."""
+    if version:
+        typer.echo(f"twofold {twofold.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe_name: Annotated[str, typer.Argument(metavar="RECIPE", help=f"One of: {', '.join(RECIPES)}.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a configuration value; repeatable.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run this stage and what it needs, nothing else.")
+    ] = None,
+    redo: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Make this stage afresh; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the whole run.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder [default: runs/RECIPE, or runs/RECIPE-seedN].")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show configuration and plan; do nothing.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Run a recipe, or go on with it: what is finished is kept, what was interrupted resumes."""
+    go_on = "the same command without --redo" if redo else "the same command"
+    with one_line_errors(debug, interrupted=f"stopped; run {go_on} to go on"):
+        chain = build_chain(recipe_name, overrides or [], seed)
+        folder = out or default_folder(recipe_name, seed)
+        console = Console()
+        if dry_run:
+            show_plan(console, chain, folder, only, redo or [])
+        else:
+            run_chain(console, chain, folder, only, redo or [])
+
+
+@app.command()
+def doctor() -> None:
+    """Show what Twofold finds on this machine and what it makes of it."""
+    console = Console()
+    for name, value in machine_facts().items():
+        console.print(f"[bold]{name:<18}[/] {escape(value)}", highlight=False, soft_wrap=True)
+
+
+def build_chain(recipe_name: str, overrides: list[str], seed: int) -> Chain:
+    """The chain of a recipe by name.
+
+    Raises:
+        ConfigError: unknown recipe (with the nearest name) or override.
+    """
+    if recipe_name not in RECIPES:
+        near = difflib.get_close_matches(recipe_name, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(RECIPES)}"
+        raise ConfigError(f"unknown recipe {recipe_name!r}; {hint}")
+    return RECIPES[recipe_name](overrides, seed)
+
+
+def default_folder(recipe_name: str, seed: int) -> Path:
+    """``runs/<recipe>`` for seed 0, ``runs/<recipe>-seed<N>`` otherwise."""
+    return Path("runs") / (recipe_name if seed == 0 else f"{recipe_name}-seed{seed}")
+
+
+def run_chain(console: Console, chain: Chain, folder: Path, only: str | None, redo: list[str]) -> None:
+    """Run a chain and say in one line what came of it."""
+    results = chain.run(folder, only=only, redo=redo, console=console)
+    ran = [result for result in results if result.status == "ran"]
+    total = duration_text(sum(result.seconds for result in results))
+    what = f"{len(ran)} of {len(results)} stages ran" if ran else "nothing to do"
+    report = folder / "report" / "report.html"
+    where = f"report: {report}" if report.exists() else f"folder: {folder}"
+    console.print(escape(f"{what}; {total} in all; {where}"), style="bold", highlight=False, soft_wrap=True)
+
+
+def show_plan(console: Console, chain: Chain, folder: Path, only: str | None, redo: list[str]) -> None:
+    """Print the resolved configuration as a tree and what a run would do with each stage."""
+    plan = chain.plan(folder, only=only, redo=redo)
+    tree = Tree(f"[bold]{escape(chain.name)}[/]  seed {chain.seed}  folder {escape(str(folder))}")
+    if chain.config is not None:
+        add_branches(tree, chain.config.model_dump(mode="json"))
+    else:
+        for line in plan:
+            add_branches(tree.add(f"[bold]{line.stage.name}[/]"), line.stage.config.model_dump(mode="json"))
+    console.print(tree, highlight=False, soft_wrap=True)
+    colours = {"done": "green", "run": "yellow", "resume": "magenta"}
+    for line in plan:
+        status = f"[{colours[line.status]}]{line.status:<7}[/]"
+        key = line.key or "-" * 16
+        console.print(
+            f"{status} {key}  {line.stage.name:<18} {escape(line.stage.title)}", highlight=False, soft_wrap=True
+        )
+
+
+def add_branches(tree: Tree, values: dict[str, object]) -> None:
+    """Add nested values to a tree, one leaf ``key = value`` a line."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            add_branches(tree.add(escape(str(name))), value)
+        else:
+            tree.add(f"{escape(str(name))} = [cyan]{escape(repr(value))}[/]")
+
+
+def machine_facts() -> dict[str, str]:
+    """Versions, processors, memory, numerics and optional packages, as lines for people."""
+    facts = {
+        "twofold": twofold.__version__,
+        "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
+        "processors": f"{usable_processors()} usable",
+        "memory": memory_text(),
+        **torch_facts(),
+    }
+    tuned = all(os.environ.get(name) for name in MALLOC_SETTINGS)
+    facts["allocator"] = "tuned" if tuned else "tuned at the start of every heavy command (Linux with glibc)"
+    for package, use in OPTIONAL_PACKAGES.items():
+        present = metadata.version(package) if util.find_spec(package) else f"missing; needed for {use}"
+        facts[package] = present
+    return facts
+
+
+def torch_facts() -> dict[str, str]:
+    """Version of torch, its devices, and the compute type Twofold takes on them with the reason."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        return {"torch": f"missing ({error}); install it from pytorch.org"}
+    facts = {"torch": str(torch.__version__), "torch threads": str(torch.get_num_threads())}
+    if torch.cuda.is_available():
+        facts["device"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        bf16 = torch.cuda.is_bf16_supported()
+        facts["compute type"] = "bfloat16 (the GPU has it)" if bf16 else "float32 (the GPU lacks bfloat16)"
+    else:
+        facts["device"] = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+        facts["compute type"] = "float32 (bfloat16 products are slow on most CPUs)"
+    return facts
+
+
+def usable_processors() -> int:
+    """Processors this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_text() -> str:
+    """Physical memory in GiB."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return "unknown"
+    return f"{total / 2**30:.1f} GiB"
+
+
+if __name__ == "__main__":
+    main()

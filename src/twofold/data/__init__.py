@@ -1,0 +1,1 @@
+"""Data: corpora, de-duplication, token shards, packing and the data card. Imports no model."""

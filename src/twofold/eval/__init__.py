@@ -1,0 +1,1 @@
+"""Measuring checkpoints: statistics and evaluation runs."""

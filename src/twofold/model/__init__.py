@@ -1,0 +1,1 @@
+"""The one model definition, its configuration and its weights on disk."""

@@ -1,0 +1,80 @@
+"""The shape of a model, in Hugging Face's key names. No class defaults for model values: a missing key is an error.
+
+Not here: sizes of released checkpoints, or anything about training.
+"""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from twofold.base.config import Config
+
+
+class ModelConfig(Config):
+    """A Qwen3-shaped decoder; ``num_experts`` 0 means dense. Keys as in ``config.json`` (facts: HF Qwen3Config)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    initializer_range: float
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = True
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for RoPE, got {self.head_dim}")
+        if self.num_experts and not 0 < self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(f"num_experts_per_tok must be in 1..{self.num_experts}, got {self.num_experts_per_tok}")
+        if self.num_experts and self.moe_intermediate_size < 1:
+            raise ValueError("moe_intermediate_size must be given when num_experts > 0")
+        return self
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """True where layer ``layer`` has experts (HF rule: sparse step and mlp_only_layers)."""
+        return (
+            self.num_experts > 0
+            and layer not in self.mlp_only_layers
+            and (layer + 1) % self.decoder_sparse_step == 0
+        )
+
+    def num_parameters(self, active: bool = False) -> int:
+        """Unique parameters; ``active`` counts only the experts one token visits."""
+        h, d = self.hidden_size, self.head_dim
+        nq, nkv = self.num_attention_heads, self.num_key_value_heads
+        attention = 2 * h * nq * d + 2 * h * nkv * d + 2 * d + 2 * h
+        experts = self.num_experts_per_tok if active else self.num_experts
+        total = h + self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+        for layer in range(self.num_hidden_layers):
+            sparse = h * self.num_experts + experts * 3 * h * self.moe_intermediate_size
+            total += attention + (sparse if self.is_moe_layer(layer) else 3 * h * self.intermediate_size)
+        return total
+
+    def flops_per_token(self, context: float, backward: bool) -> float:
+        """Floating-point operations for one token that attends to ``context`` keys on average.
+
+        2 per multiply-add of every matrix (head included, embedding look-up not), 4 * N * H per visible key,
+        and three times that with the backward pass (arXiv 2001.08361, appendix).
+        """
+        matrices = self.num_parameters(active=True)
+        if not self.tie_word_embeddings:
+            matrices -= self.vocab_size * self.hidden_size
+        attention = 4 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * context
+        return (2 * matrices + attention) * (3 if backward else 1)

@@ -1,0 +1,186 @@
+"""The Qwen3 decoder, dense and mixture-of-experts, on a flat [T] stream: one definition for training and inference.
+
+``model(tokens_T, positions_T, attn)`` returns final hidden states; ``model.logits`` turns the rows you need into
+logits. There is no batch axis, no cache inside the model and no global state. q, k, v and gate, up are one matrix each
+(``weights.py`` has the table to Hugging Face's names); everything else is named as in Hugging Face's checkpoints.
+Parallelism, quantisation and adapters are applied from outside.
+
+Shape legend: T tokens, D width, N query heads, K key/value heads, M = N + K, H head dimension, E experts,
+I expert width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from twofold.model import rope
+from twofold.model.attn_inputs import AttnInputs
+from twofold.model.config import ModelConfig
+from twofold.ops import moe as moe_ops
+from twofold.ops import norm_rope
+from twofold.ops.loss import head_logits
+from twofold.ops.reference import route, swiglu
+
+
+@dataclass
+class Routing:
+    """Collects what the routers did in one forward pass, MoE layers in order.
+
+    probs: softmax over all experts, fp32 [T, E], with gradient. ids: chosen experts [T, k].
+    """
+
+    probs: list[torch.Tensor] = field(default_factory=list)
+    ids: list[torch.Tensor] = field(default_factory=list)
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a learned scale [D]."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return norm_rope.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with per-head QK-norm before RoPE; no biases."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.eps = layer, config.rms_norm_eps
+        self.n, self.k, self.h = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, (self.n + 2 * self.k) * self.h, bias=False)
+        self.o_proj = nn.Linear(self.n * self.h, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(self.h, self.eps)
+        self.k_norm = RMSNorm(self.h, self.eps)
+
+    def forward(self, x_TD: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], attn: AttnInputs) -> torch.Tensor:
+        heads = self.qkv_proj(x_TD).view(-1, self.n + 2 * self.k, self.h)
+        qk_TMH, v_TKH = heads.split([self.n + self.k, self.k], dim=1)
+        scale_MH = torch.cat((self.q_norm.weight.expand(self.n, -1), self.k_norm.weight.expand(self.k, -1)))
+        q_TNH, k_TKH = norm_rope.qk_norm_rope(qk_TMH, scale_MH, *angles, self.eps).split([self.n, self.k], dim=1)
+        return self.o_proj(attn.attend(self.layer, q_TNH, k_TKH, v_TKH).flatten(1))
+
+
+class DenseMLP(nn.Module):
+    """SwiGLU feed-forward; the first half of ``gate_up_proj`` is the gate."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x_TD: torch.Tensor, routing: Routing | None) -> torch.Tensor:
+        return self.down_proj(swiglu(self.gate_up_proj(x_TD)))
+
+
+class Experts(nn.Module):
+    """Weights of all experts: gate_up_proj [E, 2I, D] and down_proj [E, D, I]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        e, i, d = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(e, 2 * i, d))
+        self.down_proj = nn.Parameter(torch.empty(e, d, i))
+
+
+class SparseMLP(nn.Module):
+    """Top-k of E experts: softmax over all experts in fp32, top-k, renormalise; no shared expert, no drops."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.k, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config)
+
+    def forward(self, x_TD: torch.Tensor, routing: Routing | None) -> torch.Tensor:
+        probs_TE, weights_Tk, ids_Tk = route(self.gate(x_TD), self.k, self.renormalise)
+        if routing is not None:
+            routing.probs.append(probs_TE)
+            routing.ids.append(ids_Tk)
+        return moe_ops.moe(x_TD, weights_Tk, ids_Tk, self.experts.gate_up_proj, self.experts.down_proj)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm block: attention, then a dense or sparse feed-forward, each added to the stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        sparse = config.is_moe_layer(layer)
+        self.mlp = SparseMLP(config) if sparse else DenseMLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x_TD: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        attn: AttnInputs,
+        routing: Routing | None,
+    ) -> torch.Tensor:
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), angles, attn)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), routing)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm (Hugging Face's ``model.`` prefix)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Qwen3(nn.Module):
+    """A causal language model. Weights are uninitialised until ``init_weights`` or a checkpoint fills them."""
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("inv_freq", rope.inverse_frequencies(config.rope_theta, config.head_dim), persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fill weights as Hugging Face does: N(0, initializer_range) for matrices, 1 for norms; a pure function of seed."""
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The output matrix [V, D]: the embedding when tied."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def forward(
+        self, tokens_T: torch.Tensor, positions_T: torch.Tensor, attn: AttnInputs, routing: Routing | None = None
+    ) -> torch.Tensor:
+        """Final hidden states [T, D] after the last norm.
+
+        Args:
+            tokens_T, positions_T: int64. attn: which tokens see which. routing: filled by MoE layers when given.
+        """
+        x_TD = self.model.embed_tokens(tokens_T)
+        angles = rope.angles(positions_T, self.inv_freq, x_TD.dtype)
+        for layer in self.model.layers:
+            x_TD = layer(x_TD, angles, attn, routing)
+        return self.model.norm(x_TD)
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """fp32 logits [T, V] of the given hidden states."""
+        return head_logits(hidden_TD, self.head_weight)

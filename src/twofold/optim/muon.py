@@ -1,0 +1,82 @@
+"""Muon for matrices: momentum, then orthogonalisation by Newton-Schulz iterations, batched over equal shapes.
+
+torch.optim.Muon exists, but it orthogonalises one matrix at a time in bf16 (about 150 times slower than fp32 on CPUs
+without fast bf16) and cannot see that one stored parameter holds several matrices (q, k and v; gate and up; experts).
+Reference: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+@dataclass(frozen=True)
+class MatrixParameter:
+    """A parameter and the row counts of the matrices stacked in it; 3-D parameters hold one stack per expert."""
+
+    parameter: torch.nn.Parameter
+    split_sizes: tuple[int, ...] = ()
+
+
+@torch.no_grad()
+def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Approximate U V^T of each matrix [B, rows, cols] by a quintic Newton-Schulz iteration (singular values ~0.7-1.2)."""
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum + orthogonalised updates, scaled by sqrt(max(1, rows / cols)).
+
+    Args:
+        matrices: parameters with their inner structure. lr: step length in units of orthogonal matrices.
+    """
+
+    def __init__(
+        self, matrices: Iterable[MatrixParameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        self._matrices = list(matrices)
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__([m.parameter for m in self._matrices], defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Apply one update to every parameter that has a gradient."""
+        group = self.param_groups[0]
+        by_shape: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+        for matrix in self._matrices:
+            parameter, grad = matrix.parameter, matrix.parameter.grad
+            if grad is None:
+                continue
+            state: dict[str, Any] = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(grad, 1 - group["momentum"])
+            update = grad.lerp(state["momentum"], group["momentum"])
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            for part, target in zip(_parts(update, matrix), _parts(parameter.data, matrix), strict=True):
+                by_shape[tuple(part.shape[-2:])].append((part, target))
+        for (rows, cols), pairs in by_shape.items():
+            stacked = torch.cat([part for part, _ in pairs])
+            updates = orthogonalise(stacked).mul_(-group["lr"] * max(1.0, rows / cols) ** 0.5)
+            for (_, target), piece in zip(pairs, updates.split([len(p) for p, _ in pairs]), strict=True):
+                target.add_(piece)
+
+
+def _parts(tensor: torch.Tensor, matrix: MatrixParameter) -> list[torch.Tensor]:
+    """Views [B, rows, cols] of the separate matrices inside one stored parameter."""
+    stacked = tensor if tensor.dim() == 3 else tensor[None]
+    return list(stacked.split(matrix.split_sizes, dim=1)) if matrix.split_sizes else [stacked]

@@ -1,0 +1,1 @@
+"""Post-training: rollouts, rewards, environments, distillation and synthetic data."""

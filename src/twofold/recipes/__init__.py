@@ -1,0 +1,1 @@
+"""Runnable recipes: chains of stages with content-hashed artefacts."""

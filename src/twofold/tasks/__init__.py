@@ -1,0 +1,1 @@
+"""Tasks: items, prompts and verifiers that evaluation and reward share. Imports no torch."""

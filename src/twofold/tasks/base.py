@@ -1,0 +1,147 @@
+"""What a task is: an item with a checkable answer, a protocol, and the train/test split by content.
+
+The same object makes training queries, evaluation items and rewards, so a score and a reward cannot disagree.
+The split is a hash of a canonical form of the item, so a held-out item under other letter names is held out too.
+Not here: any concrete family (families.py), chat rendering, or sampling from a model. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from twofold.base.records import InputError
+
+Split = Literal["train", "test"]
+
+HELD_OUT_BYTES = 26  # of 256: about 10 % of all keys are never used for training
+_MAX_TRIES = 20_000
+_LONE_CAPITAL = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One query with its reference answer.
+
+    family: name of the task that made it. traces: different correct solutions, each the text inside a think block
+    (the first is the canonical one; empty when the family has none). key: canonical form for splitting.
+    """
+
+    family: str
+    prompt: str
+    answer: str
+    traces: tuple[str, ...]
+    key: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A family of items and its verifier. ``version`` rises whenever items or verdicts change."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def step_by_step(self) -> bool:
+        """Whether the answer needs steps that a direct reply cannot hold."""
+        ...
+
+    @property
+    def licence(self) -> str: ...
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Make one item; ``level`` in [0, 1] is the curriculum position (0 = only the smallest size)."""
+        ...
+
+    def verify(self, item: Item, answer: str) -> float:
+        """1.0 when ``answer`` (the text after thinking) is right, else 0.0; surrounding white space is ignored."""
+        ...
+
+
+def canonical_key(text: str) -> str:
+    """Normalise a prompt so that near-copies collide.
+
+    Capital letters that stand alone are renamed by first appearance, then case and white space are normalised.
+    """
+    names: dict[str, str] = {}
+
+    def rename(match: re.Match[str]) -> str:
+        return names.setdefault(match.group(), f"<{len(names)}>")
+
+    return " ".join(_LONE_CAPITAL.sub(rename, text).lower().split())
+
+
+def held_out(key: str) -> bool:
+    """Whether an item with this key belongs to the test split (about 10 % of all keys)."""
+    return hashlib.md5(key.encode()).digest()[0] < HELD_OUT_BYTES
+
+
+def exact_match(item: Item, answer: str) -> float:
+    """1.0 when the stripped answer is exactly the reference, else 0.0."""
+    return 1.0 if answer.strip() == item.answer else 0.0
+
+
+def draw_size(rng: random.Random, low: int, high: int, level: float) -> int:
+    """Draw a size uniformly from [low, low + level * (high - low)].
+
+    Raises:
+        InputError: ``level`` outside [0, 1].
+    """
+    if not 0.0 <= level <= 1.0:
+        raise InputError(f"level must be between 0 and 1, got {level}")
+    return rng.randint(low, low + round(level * (high - low)))
+
+
+def draw_item(task: Task, rng: random.Random, split: Split, level: float = 1.0) -> Item:
+    """Generate until an item falls into ``split``.
+
+    Raises:
+        InputError: no such item in 20,000 tries (too few distinct items at this level).
+    """
+    for _ in range(_MAX_TRIES):
+        item = task.generate(rng, level)
+        if held_out(item.key) == (split == "test"):
+            return item
+    raise InputError(f"task {task.name!r} has no {split} item at level {level}; use a higher level")
+
+
+def sample_items(tasks: Sequence[Task], count: int, seed: int, split: Split, level: float = 1.0) -> list[Item]:
+    """Draw ``count`` items with distinct prompts, round-robin over ``tasks``, as a function of the arguments alone.
+
+    Each task has its own random stream, so adding a task does not change the items of the others.
+
+    Raises:
+        InputError: no tasks, an unknown split, two tasks of one name, or more items asked for than a task has.
+    """
+    if not tasks:
+        raise InputError("sample_items needs at least one task")
+    if split not in ("train", "test"):
+        raise InputError(f"split must be 'train' or 'test', got {split!r}")
+    names = [task.name for task in tasks]
+    if len(set(names)) != len(names):
+        raise InputError(f"task names must be distinct, got {names}")
+    streams = [random.Random(f"{seed}:{split}:{name}") for name in names]
+    seen: set[str] = set()
+    items: list[Item] = []
+    for index in range(count):
+        task, rng = tasks[index % len(tasks)], streams[index % len(tasks)]
+        item = draw_item(task, rng, split, level)
+        tries = 0
+        while item.prompt in seen:
+            tries += 1
+            if tries > _MAX_TRIES:
+                raise InputError(
+                    f"task {task.name!r} ran out of distinct {split} items after {len(items)} in all; "
+                    "ask for fewer items or a higher level"
+                )
+            item = draw_item(task, rng, split, level)
+        seen.add(item.prompt)
+        items.append(item)
+    return items

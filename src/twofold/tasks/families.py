@@ -1,0 +1,212 @@
+"""Own task families, small enough for a model of a few hundred thousand parameters.
+
+``sum``, ``let`` and ``swap`` need steps; ``pick`` is a single look-up that can be answered directly; ``hop`` is an
+extra. Every trace does one primitive per token with its operands close by and looks things up by unique letters;
+letters A to J always keep the spaced form (" A"), because another spelling is another token.
+Not here: wrong answers by a model, chat templates, difficulty estimates. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from twofold.base.records import InputError
+from twofold.tasks.base import Item, Task, canonical_key, draw_size, exact_match
+
+LETTERS = "ABCDEFGHIJ"
+LICENCE = "CC0-1.0"
+
+
+def _different(*traces: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(traces))
+
+
+@dataclass(frozen=True)
+class SumMod:
+    """``sum mod 10: E1 B5 I6`` -> ``2``; trace `` E0+1=1 B1+5=6 I6+6=2``."""
+
+    low: int = 3
+    high: int = 8
+    name: str = "sum"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw ``low``..``high`` lettered digits to be added modulo 10."""
+        n = draw_size(rng, self.low, self.high, level)
+        pairs = [(letter, rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
+        prompt = "sum mod 10: " + " ".join(f"{letter}{digit}" for letter, digit in pairs)
+        forward, total = _running_sum(pairs)
+        backward, _ = _running_sum(pairs[::-1])
+        traces = _different(forward, backward)
+        return Item(self.name, prompt, str(total), traces, canonical_key(prompt), {"n": n})
+
+    def verify(self, item: Item, answer: str) -> float:
+        """Exact match."""
+        return exact_match(item, answer)
+
+
+def _running_sum(pairs: list[tuple[str, int]]) -> tuple[str, int]:
+    total, steps = 0, []
+    for letter, digit in pairs:
+        following = (total + digit) % 10
+        steps.append(f" {letter}{total}+{digit}={following}")
+        total = following
+    return "".join(steps), total
+
+
+@dataclass(frozen=True)
+class Let:
+    """``let mod 10: C= D+7, G= C+8, D=8 find G`` -> ``3``.
+
+    Trace: `` G= C+8, C= D+7, D=8; C=8+7=5, G=5+8=3`` (look-ups back to the constant, then sums forward).
+    """
+
+    low: int = 2
+    high: int = 6
+    name: str = "let"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw a chain of ``low``..``high`` definitions in shuffled order."""
+        n = draw_size(rng, self.low, self.high, level)
+        letters = rng.sample(LETTERS, n)
+        constant, steps = rng.randrange(10), [rng.randint(1, 9) for _ in range(n - 1)]
+        chain = [f"{letters[0]}={constant}"]
+        chain += [f"{letters[i]}= {letters[i - 1]}+{steps[i - 1]}" for i in range(1, n)]
+        shuffled = rng.sample(chain, n)
+        prompt = f"let mod 10: {', '.join(shuffled)} find {letters[-1]}"
+        value, sums = constant, []
+        for letter, step in zip(letters[1:], steps, strict=True):
+            following = (value + step) % 10
+            sums.append(f"{letter}={value}+{step}={following}")
+            value = following
+        tail = "; " + ", ".join(sums)
+        traces = _different(*(" " + ", ".join(order) + tail for order in (chain[::-1], chain, shuffled)))
+        key = "let " + "+".join(map(str, [constant, *steps]))  # the order and the letters do not matter
+        return Item(self.name, prompt, str(value), traces, key, {"n": n})
+
+    def verify(self, item: Item, answer: str) -> float:
+        """Exact match."""
+        return exact_match(item, answer)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """``swap I G E: a12 b23`` -> ``G E I``; trace `` a12 G I E b23 G E I`` (three cups, labelled exchanges)."""
+
+    low: int = 2
+    high: int = 6
+    name: str = "swap"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw three cups and ``low``..``high`` exchanges of two places."""
+        n = draw_size(rng, self.low, self.high, level)
+        start = rng.sample(LETTERS, 3)
+        moves = [rng.choice(("12", "13", "23")) for _ in range(n)]
+        cups, steps, shown = list(start), [], []
+        for label, move in zip("abcdefghijklmnop", moves, strict=False):
+            i, j = int(move[0]) - 1, int(move[1]) - 1
+            cups[i], cups[j] = cups[j], cups[i]
+            shown.append(f"{label}{move}")
+            steps.append(f" {label}{move} {' '.join(cups)}")
+        prompt = f"swap {' '.join(start)}: {' '.join(shown)}"
+        trace = "".join(steps)
+        traces = (trace, f" {' '.join(start)}{trace}")
+        return Item(self.name, prompt, " ".join(cups), traces, canonical_key(prompt), {"n": n})
+
+    def verify(self, item: Item, answer: str) -> float:
+        """Exact match of the three letters separated by single spaces."""
+        return exact_match(item, answer)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """``pick B: E1 B5 I6`` -> ``5``: one look-up, answerable without thinking; trace `` B5``."""
+
+    low: int = 3
+    high: int = 8
+    name: str = "pick"
+    version: int = 1
+    step_by_step: bool = False
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw ``low``..``high`` lettered digits and ask for one of them."""
+        n = draw_size(rng, self.low, self.high, level)
+        pairs = [f"{letter}{rng.randrange(10)}" for letter in rng.sample(LETTERS, n)]
+        index = rng.randrange(n)
+        wanted = pairs[index]
+        prompt = f"pick {wanted[0]}: {' '.join(pairs)}"
+        traces = _different(f" {wanted}", " " + " ".join(pairs[: index + 1]))
+        return Item(self.name, prompt, wanted[1], traces, canonical_key(prompt), {"n": n})
+
+    def verify(self, item: Item, answer: str) -> float:
+        """Exact match."""
+        return exact_match(item, answer)
+
+
+@dataclass(frozen=True)
+class Hop:
+    """``hop H: A> F, H> D, J=4, D> J`` -> ``4``; trace `` H> D, D> J, J=4``.
+
+    A pointer chase that ends at a digit, so no step has to be counted. An extra: its learnability at the smallest
+    sizes is not established, so it is not among the default families.
+    """
+
+    low: int = 2
+    high: int = 6
+    name: str = "hop"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw a chain of ``low``..``high`` entries plus up to two distractors."""
+        n = draw_size(rng, self.low, self.high, level)
+        letters = rng.sample(LETTERS, len(LETTERS))
+        path, spare = letters[:n], letters[n:]
+        digit = rng.randrange(10)
+        chain = [f"{path[i]}> {path[i + 1]}" for i in range(n - 1)] + [f"{path[-1]}={digit}"]
+        distractors = [f"{spare[2 * i]}> {spare[2 * i + 1]}" for i in range(min(2, len(spare) // 2))]
+        shuffled = rng.sample(chain + distractors, n + len(distractors))
+        prompt = f"hop {path[0]}: {', '.join(shuffled)}"
+        trace = " " + ", ".join(chain)
+        return Item(self.name, prompt, str(digit), (trace,), canonical_key(prompt), {"n": n})
+
+    def verify(self, item: Item, answer: str) -> float:
+        """Exact match."""
+        return exact_match(item, answer)
+
+
+def default_families() -> list[Task]:
+    """The families of the small recipes: three that need steps and one that does not."""
+    return [SumMod(), Let(), Swap(), Pick()]
+
+
+def extra_families() -> list[Task]:
+    """Families that are offered but not used by default."""
+    return [Hop()]
+
+
+def corrupt(trace: str, rng: random.Random) -> str:
+    """Return a wrong trace: one digit or one capital letter of ``trace`` replaced by another.
+
+    For testing response filters. Every solver trace of this module becomes wrong by any such change.
+
+    Raises:
+        InputError: the trace holds no digit and no letter A-J.
+    """
+    places = [i for i, char in enumerate(trace) if (char.isascii() and char.isdigit()) or char in LETTERS]
+    if not places:
+        raise InputError("cannot corrupt a trace without digits or letters A-J; pass a solver trace")
+    place = rng.choice(places)
+    pool = LETTERS if trace[place] in LETTERS else "0123456789"
+    return trace[:place] + rng.choice(pool.replace(trace[place], "")) + trace[place + 1 :]

@@ -1,0 +1,184 @@
+"""Checked conversations: validation, the OpenAI / Hugging Face dictionary form, and the soft switches.
+
+Everything here works on text. Not here: tokens and the template (``chat.py``), and the parsing of what a model
+sampled (``parse.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from twofold.base.records import InputError, Message, Role, ToolCall
+
+_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_SOFT_SWITCH = re.compile(r"(?<!\S)/(no_think|think)(?=[.,;:!?)\"']*(?:\s|$))")
+
+
+def validate_messages(messages: Sequence[Message]) -> None:
+    """Raise InputError, naming the message index and the field, unless the conversation can be rendered."""
+    if not messages:
+        raise InputError("messages is empty; give at least one message")
+    for index, message in enumerate(messages):
+        _validate_message(index, message)
+        if message.role == "tool" and all(earlier.role == "system" for earlier in messages[:index]):
+            raise InputError(f"messages[{index}].role is 'tool' but nothing precedes it; put the call's turn first")
+
+
+def validate_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
+    """Raise InputError unless every tool is a JSON object."""
+    if isinstance(tools, (str, bytes, Mapping)):
+        raise InputError("tools must be a list of objects; wrap a single tool in a list")
+    for index, tool in enumerate(tools or ()):
+        if not isinstance(tool, Mapping):
+            raise InputError(f"tools[{index}] must be an object, got {type(tool).__name__}")
+        dump_json(tool, f"tools[{index}]")
+
+
+def dump_json(value: Any, where: str) -> str:
+    """One-line JSON as the chat template writes it; InputError names ``where`` if the value is not JSON."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where} is not JSON ({error}); use only objects, lists, strings and numbers") from None
+
+
+def messages_from_openai(rows: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Read chat messages as the OpenAI API and Hugging Face data sets write them.
+
+    Accepts ``reasoning_content`` or ``reasoning``; ``<think>`` inside assistant content is split off as the
+    official template does. ``tool_calls`` may be nested (``{"function": {...}}``) or flat, with arguments as an
+    object or as JSON text; JSON text is parsed, so it is rendered again in canonical spacing. Content may be null
+    (assistant, tool) or a list of text parts, which are joined. Role ``developer`` is read as ``system``.
+
+    Raises:
+        InputError: naming the message index and the field.
+    """
+    if not isinstance(rows, Sequence) or isinstance(rows, (str, bytes)):
+        raise InputError("messages must be a list of objects with role and content")
+    messages = [_from_openai(index, row) for index, row in enumerate(rows)]
+    validate_messages(messages)
+    return messages
+
+
+def messages_to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Dictionary form for ``apply_chat_template`` and for data files; ``arguments`` stay objects.
+
+    Content that spells ``</think>`` is accompanied by an empty ``reasoning_content``, so that no reader splits it.
+    """
+    return [_to_openai(message) for message in messages]
+
+
+def last_flag(messages: Sequence[Message]) -> Literal["think", "no_think"] | None:
+    """The last soft switch (``/think`` or ``/no_think`` standing alone) in user and system turns, in order."""
+    flag: Literal["think", "no_think"] | None = None
+    for message in messages:
+        if message.role in ("user", "system"):
+            for match in _SOFT_SWITCH.finditer(message.content):
+                flag = "think" if match.group(1) == "think" else "no_think"
+    return flag
+
+
+def _validate_message(index: int, message: Message) -> None:
+    where = f"messages[{index}]"
+    if not isinstance(message, Message):
+        raise InputError(f"{where} must be a Message, got {type(message).__name__}; see messages_from_openai")
+    if message.role not in _ROLES:
+        raise InputError(f"{where}.role is {message.role!r}; use one of {', '.join(_ROLES)}")
+    if not isinstance(message.content, str):
+        raise InputError(f"{where}.content must be a string, got {type(message.content).__name__}")
+    if message.reasoning is not None and not isinstance(message.reasoning, str):
+        raise InputError(f"{where}.reasoning must be a string or None, got {type(message.reasoning).__name__}")
+    if message.role != "assistant" and message.reasoning is not None:
+        raise InputError(f"{where}.reasoning is set on a {message.role} turn; only assistant turns have reasoning")
+    if message.role != "assistant" and message.tool_calls:
+        raise InputError(f"{where}.tool_calls is set on a {message.role} turn; only assistant turns call tools")
+    for number, call in enumerate(message.tool_calls):
+        _validate_call(f"{where}.tool_calls[{number}]", call)
+
+
+def _validate_call(where: str, call: ToolCall) -> None:
+    if not isinstance(call, ToolCall):
+        raise InputError(f"{where} must be a ToolCall, got {type(call).__name__}")
+    # The template writes the name between quotes as it is, so it must not need escaping.
+    if not isinstance(call.name, str) or not call.name or json.dumps(call.name, ensure_ascii=False) != f'"{call.name}"':
+        raise InputError(f"{where}.name is {call.name!r}; use a non-empty name without quotes or control characters")
+    if not isinstance(call.arguments, dict):
+        raise InputError(f"{where}.arguments must be an object, got {type(call.arguments).__name__}")
+    dump_json(call.arguments, f"{where}.arguments")
+
+
+def _from_openai(index: int, row: Mapping[str, Any]) -> Message:
+    where = f"messages[{index}]"
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where} must be an object with role and content, got {type(row).__name__}")
+    name = row.get("role")
+    role = _ROLES.get("system" if name == "developer" else name) if isinstance(name, str) else None
+    if role is None:
+        raise InputError(f"{where}.role is {name!r}; use one of {', '.join(_ROLES)}")
+    if row.get("function_call"):
+        raise InputError(f"{where}.function_call is not supported; use tool_calls")
+    content = _content(where, role, row.get("content"))
+    reasoning = row.get("reasoning_content")
+    if reasoning is None:
+        reasoning = row.get("reasoning")
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise InputError(f"{where}.reasoning_content must be a string, got {type(reasoning).__name__}")
+    if role == "assistant" and reasoning is None and "</think>" in content:
+        reasoning = content.split("</think>")[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
+        content = content.split("</think>")[-1].lstrip("\n")
+    calls = row.get("tool_calls") or ()
+    if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
+        raise InputError(f"{where}.tool_calls must be a list")
+    return Message(
+        role=role,
+        content=content,
+        reasoning=reasoning,
+        tool_calls=tuple(_call_from_openai(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)),
+    )
+
+
+def _content(where: str, role: Role, content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None:
+        if role in ("assistant", "tool"):
+            return ""
+        raise InputError(f"{where}.content is missing; a {role} turn needs a string")
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise InputError(f"{where}.content[{number}] is not a text part; only text is supported")
+        return "".join(part["text"] for part in content)
+    raise InputError(f"{where}.content must be a string or a list of text parts, got {type(content).__name__}")
+
+
+def _call_from_openai(where: str, call: Any) -> ToolCall:
+    body = call.get("function") or call if isinstance(call, Mapping) else None
+    if not isinstance(body, Mapping) or "name" not in body:
+        raise InputError(f"{where} must be an object with a function name and arguments")
+    arguments = body.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            raise InputError(f"{where}.arguments is text but not JSON; give a JSON object") from None
+    if not isinstance(arguments, dict):
+        raise InputError(f"{where}.arguments must be a JSON object, got {type(arguments).__name__}")
+    return ToolCall(name=body["name"], arguments=arguments, id=str(call.get("id") or ""))
+
+
+def _to_openai(message: Message) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        row["reasoning_content"] = message.reasoning
+    elif message.role == "assistant" and "</think>" in message.content:
+        row["reasoning_content"] = ""
+    if message.tool_calls:
+        row["tool_calls"] = [
+            {"type": "function", **({"id": c.id} if c.id else {}), "function": {"name": c.name, "arguments": c.arguments}}
+            for c in message.tool_calls
+        ]
+    return row

@@ -1,0 +1,307 @@
+"""Byte-level BPE tokenizer with the control tokens of Qwen3: train, load, save, encode, decode.
+
+A thin wrapper over ``tokenizers``. It keeps two encoders apart: ``encode`` treats its input as data, so a control
+token's spelling inside user text never becomes that control token; ``encode_with_special`` is for text that
+the program itself wrote. Not here: chat structure (``chat.py``) and the meaning of sampled tokens (``parse.py``).
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from twofold.base.files import write_json, write_text
+from twofold.base.records import InputError
+
+PRETOKENIZE_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Official order; the flag says whether decode(skip_special_tokens=True) drops the token.
+ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
+    ("<|endoftext|>", True),
+    ("<|im_start|>", True),
+    ("<|im_end|>", True),
+    ("<|object_ref_start|>", True),
+    ("<|object_ref_end|>", True),
+    ("<|box_start|>", True),
+    ("<|box_end|>", True),
+    ("<|quad_start|>", True),
+    ("<|quad_end|>", True),
+    ("<|vision_start|>", True),
+    ("<|vision_end|>", True),
+    ("<|vision_pad|>", True),
+    ("<|image_pad|>", True),
+    ("<|video_pad|>", True),
+    ("<tool_call>", False),
+    ("</tool_call>", False),
+    ("<|fim_prefix|>", False),
+    ("<|fim_middle|>", False),
+    ("<|fim_suffix|>", False),
+    ("<|fim_pad|>", False),
+    ("<|repo_name|>", False),
+    ("<|file_sep|>", False),
+    ("<tool_response>", False),
+    ("</tool_response>", False),
+    ("<think>", False),
+    ("</think>", False),
+)
+
+_BYTE_TOKENS = 256
+_MODEL_MAX_LENGTH = 131072
+
+
+class Tokenizer:
+    """Text <-> token ids. Ids of control tokens come from the tokenizer's own table, never from a constant."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Wrap a ``tokenizers`` tokenizer; raises InputError unless it is a byte-level BPE."""
+        backend.no_truncation()
+        backend.no_padding()
+        spec = json.loads(backend.to_str())
+        if spec["model"]["type"] != "BPE" or (spec["decoder"] or {}).get("type") != "ByteLevel":
+            raise InputError("only byte-level BPE tokenizers (the GPT-2 / Qwen kind) are supported")
+        self._full = backend
+        self._special = {token["id"]: bool(token["special"]) for token in spec["added_tokens"]}
+        self._added = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
+        self._bytes: dict[int, bytes] = {i: content.encode() for content, i in self._added.items()}
+        self._size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
+        self._plain = _without_added_tokens(spec)
+        self._digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn a vocabulary from text; the same texts in the same order give the same tokenizer.
+
+        Args:
+            texts: documents.
+            vocab_size: tokens in all: 256 bytes, the merges, and the 26 added tokens. A corpus too small to fill it
+                gives a smaller tokenizer (read ``vocab_size`` of the result).
+
+        Raises:
+            InputError: ``vocab_size`` leaves no room for bytes and added tokens.
+        """
+        least = _BYTE_TOKENS + len(ADDED_TOKENS)
+        if vocab_size < least:
+            raise InputError(f"vocab_size must be at least {least} (256 bytes + {len(ADDED_TOKENS)} control tokens)")
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.normalizer = normalizers.NFC()
+        split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+        backend.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+        backend.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(ADDED_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        backend.add_tokens([AddedToken(text, normalized=False, special=flag) for text, flag in ADDED_TOKENS])
+        return cls(backend)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read ``tokenizer.json`` of a model folder; raises InputError if it is absent or unreadable."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; give a folder that holds tokenizer.json")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise InputError(f"{path} is not a readable tokenizer.json ({error}); copy the file again") from None
+        return cls(backend)
+
+    def save(self, folder: Path, chat_template: str) -> None:
+        """Write the tokenizer files of a Hugging Face folder, loadable by ``AutoTokenizer``."""
+        folder = Path(folder)
+        text = self._full.to_str(pretty=True)
+        model = json.loads(text)["model"]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        write_text(folder / "tokenizer.json", text)
+        write_json(folder / "vocab.json", model["vocab"])
+        write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(merge + "\n" for merge in merges))
+        write_json(folder / "tokenizer_config.json", self._hugging_face_config())
+        write_json(folder / "special_tokens_map.json", self._special_tokens_map())
+        write_text(folder / "chat_template.jinja", chat_template)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the tokenizer can produce (embedding tables may be padded beyond it)."""
+        return self._size
+
+    @property
+    def digest(self) -> str:
+        """Stable 16-digit hash of the whole tokenizer, for caches and manifests."""
+        return self._digest
+
+    def encode(self, text: str) -> list[int]:
+        """Encode data. Spellings of control tokens inside ``text`` are ordinary characters."""
+        return list(_encode(self._plain, text).ids)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Like ``encode``, and the index in ``text`` of the character with which each token begins."""
+        encoding = _encode(self._plain, text)
+        return list(encoding.ids), [start for start, _ in encoding.offsets]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` for many texts at once (in parallel threads)."""
+        try:
+            return [list(e.ids) for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except TypeError:
+            for text in texts:
+                _check_text(text)
+            raise
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """Encode text written by the program itself: spellings of control tokens become those tokens."""
+        return list(_encode(self._full, text).ids)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of the ids; bytes that are not UTF-8 become U+FFFD.
+
+        ``skip_special_tokens`` drops tokens flagged special (``<|im_end|>``) and keeps the others (``<think>``).
+        ``decode(encode(text))`` is the NFC form of ``text``.
+        """
+        kept = (i for i in ids if not (skip_special_tokens and self._special.get(i, False)))
+        return b"".join(self.token_bytes(i) for i in kept).decode("utf-8", errors="replace")
+
+    def token_id(self, token: str) -> int:
+        """Id of a token by its stored spelling; raises InputError if the vocabulary lacks it."""
+        found = self._full.token_to_id(token)
+        if found is None:
+            raise InputError(f"the tokenizer has no token {token!r}; use a Qwen3-style tokenizer")
+        return found
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Bytes that the token stands for; raises InputError for an id outside the vocabulary."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            spelling = self._full.id_to_token(token_id) if token_id >= 0 else None
+            if spelling is None:
+                raise InputError(f"token id {token_id} is outside the vocabulary of {self._size} tokens")
+            known = bytes(_UNICODE_TO_BYTE[char] for char in spelling)
+            self._bytes[token_id] = known
+        return known
+
+    def is_special(self, token_id: int) -> bool:
+        """True for tokens that ``decode(skip_special_tokens=True)`` drops."""
+        return self._special.get(token_id, False)
+
+    def control_id(self, token: str) -> int | None:
+        """Id of an added token, None when this tokenizer has no such added token."""
+        return self._added.get(token)
+
+    @property
+    def im_start(self) -> int:
+        """Id of ``<|im_start|>``; InputError if absent."""
+        return self.token_id("<|im_start|>")
+
+    @property
+    def im_end(self) -> int:
+        """Id of ``<|im_end|>``; InputError if absent."""
+        return self.token_id("<|im_end|>")
+
+    @property
+    def endoftext(self) -> int:
+        """Id of ``<|endoftext|>``; InputError if absent."""
+        return self.token_id("<|endoftext|>")
+
+    @property
+    def think_open(self) -> int | None:
+        """Id of ``<think>``, None when the tokenizer lacks it."""
+        return self.control_id("<think>")
+
+    @property
+    def think_close(self) -> int | None:
+        """Id of ``</think>``, None when the tokenizer lacks it."""
+        return self.control_id("</think>")
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn: ``<|im_end|>``, then ``<|endoftext|>``."""
+        return (self.im_end, self.endoftext)
+
+    def _special_tokens_map(self) -> dict[str, Any]:
+        kept = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+        named = {role: token for role, token in kept.items() if token in self._added}
+        further = [token for token, i in self._added.items() if self._special[i] and token != "<|endoftext|>"]
+        return {**named, "additional_special_tokens": further}
+
+    def _hugging_face_config(self) -> dict[str, Any]:
+        shape = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+        decoder = {str(i): {"content": t, **shape, "special": self._special[i]} for t, i in self._added.items()}
+        return {
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "added_tokens_decoder": decoder,
+            "bos_token": None,
+            "clean_up_tokenization_spaces": False,
+            "errors": "replace",
+            "model_max_length": _MODEL_MAX_LENGTH,
+            "split_special_tokens": False,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": None,
+            **self._special_tokens_map(),
+        }
+
+
+class StreamDecoder:
+    """Decode one token at a time; bytes of an unfinished character wait for the next token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token_id: int) -> str:
+        """Text that this token completes, possibly empty."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """End of stream: what is still waiting, as U+FFFD. The decoder may then be used again."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+def _without_added_tokens(spec: dict[str, Any]) -> tokenizers.Tokenizer:
+    # encode_special_tokens of the library covers only tokens flagged special; <think> and <tool_call> are not.
+    plain = {**spec, "added_tokens": [], "post_processor": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(plain))
+
+
+def _encode(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except TypeError:  # all the library says about a string that UTF-8 cannot hold
+        _check_text(text)
+        raise
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"text to encode must be a string, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text is not valid Unicode at character {error.start}; remove lone surrogates") from None
+
+
+def _unicode_to_byte() -> dict[str, int]:
+    """Inverse of GPT-2's byte-to-printable-character table, with which vocabularies are written."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    table.update({chr(256 + index): byte for index, byte in enumerate(others)})
+    return table
+
+
+_UNICODE_TO_BYTE = _unicode_to_byte()

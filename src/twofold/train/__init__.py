@@ -1,0 +1,1 @@
+"""One training loop, many (source, objective) pairs."""

@@ -1,0 +1,187 @@
+"""Objectives: what is minimised, as sums and counts. The loop divides once by the count of the whole step.
+
+An objective returns ``{name: sum}``; ``counts`` says beforehand what each sum will be divided by, from the batch alone,
+so that accumulation over micro-batches and ranks equals one big batch. Pre-training, SFT, RL and distillation are
+settings of the three classes here. Where batches come from is not known here.
+
+Shape legend: T tokens of a micro-batch, A of them with a loss weight, S sequences, V vocabulary, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+
+from twofold.base.batch import TokenBatch
+from twofold.model.attn_inputs import AttnInputs
+from twofold.model.qwen3 import Qwen3, Routing
+from twofold.ops import loss as ops
+from twofold.ops.reference import load_balancing_loss
+
+Sums = dict[str, torch.Tensor]
+
+
+class Objective(Protocol):
+    """Sums for one micro-batch, and the counts they are divided by."""
+
+    def counts(self, batch: TokenBatch) -> dict[str, float]: ...
+
+    def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
+        """Returns (loss sums with gradient, statistics sums without); keys of both appear in ``counts``."""
+        ...
+
+
+class Scored:
+    """Hidden states and logits of the places of a batch that carry a loss weight."""
+
+    def __init__(self, model: Qwen3, batch: TokenBatch, routing: Routing | None = None) -> None:
+        attn = AttnInputs.packed(batch.cu_seqlens)
+        hidden = model(batch.tokens_T, batch.positions_T, attn, routing)
+        self.places_A = batch.weights_T.nonzero().flatten()
+        self.weights_A = batch.weights_T[self.places_A]
+        self.targets_A = batch.targets_T[self.places_A]
+        self.logits_AV = model.logits(hidden.index_select(0, self.places_A))
+
+
+class CrossEntropy:
+    """Weighted next-token cross entropy; with ``balance`` > 0 plus the MoE load-balancing loss.
+
+    ``balance_scope`` "global" takes expert fractions over the whole batch, as Qwen3 does (arXiv 2501.11873); "source"
+    takes them for each source of the batch by itself, which is what micro-batch balancing amounts to when a
+    micro-batch holds one kind of text.
+    """
+
+    def __init__(self, balance: float = 0.0, balance_scope: Literal["global", "source"] = "global") -> None:
+        self.balance, self.balance_scope = balance, balance_scope
+
+    def counts(self, batch: TokenBatch) -> dict[str, float]:
+        weight = float(batch.weights_T.sum())
+        out = {"loss": weight, "mean_token_accuracy": weight}
+        return out | {"balance": 1.0, "max_expert_load": 1.0, "dead_experts": 1.0} if self.balance else out
+
+    def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
+        routing = Routing() if self.balance else None
+        scored = Scored(model, batch, routing)
+        logp_A = ops.token_logprobs(scored.logits_AV, scored.targets_A)
+        losses = {"loss": -(scored.weights_A * logp_A).sum()}
+        hits_A = scored.logits_AV.detach().argmax(-1) == scored.targets_A
+        stats = {"mean_token_accuracy": (scored.weights_A * hits_A).sum()}
+        if routing is not None:
+            losses["balance"] = self.balance * self._balance(routing, batch)
+            loads = torch.stack([expert_fractions(ids, p.shape[1]) for ids, p in zip(routing.ids, routing.probs)])
+            stats["max_expert_load"] = loads.max() * loads.shape[1]
+            stats["dead_experts"] = (loads == 0).sum().float()
+        return losses, stats
+
+    def _balance(self, routing: Routing, batch: TokenBatch) -> torch.Tensor:
+        """Mean over MoE layers (and sources, in that scope) of E * sum(f * P)."""
+        groups = [torch.arange(batch.num_tokens)]
+        if self.balance_scope == "source":
+            lengths = torch.tensor(batch.cu_seqlens).diff()
+            source_T = torch.tensor(batch.source_S).repeat_interleave(lengths)
+            groups = [(source_T == source).nonzero().flatten() for source in sorted(set(batch.source_S))]
+        terms = []
+        for probs_TE, ids_Tk in zip(routing.probs, routing.ids, strict=True):
+            for group in groups:
+                fraction_E = expert_fractions(ids_Tk[group], probs_TE.shape[1])
+                terms.append(load_balancing_loss(fraction_E, probs_TE[group].mean(0)) * len(group) / batch.num_tokens)
+        return torch.stack(terms).sum() / len(routing.probs)
+
+
+def expert_fractions(ids_Tk: torch.Tensor, experts: int) -> torch.Tensor:
+    """Share of all assignments that went to each expert, fp32 [E]."""
+    return torch.bincount(ids_Tk.flatten(), minlength=experts).float() / ids_Tk.numel()
+
+
+class PolicyGradient:
+    """Clipped policy gradient on rollouts: GRPO's token ratios or GSPO's sequence ratios.
+
+    The batch carries ``extras`` "advantages" and "old_logprobs" per token. GRPO (arXiv 2402.03300) clips each token's
+    ratio to [1 - clip_low, 1 + clip_high] (clip-higher, arXiv 2503.14476); GSPO (arXiv 2507.18071) clips
+    exp(mean log-ratio) of the sequence. Losses are averaged over tokens of the whole step. ``entropy_coef`` is a bonus
+    that the caller may change between steps (an entropy controller); ``kl_coef`` weighs the k3 estimate against
+    ``extras["ref_logprobs"]``.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["grpo", "gspo"] = "grpo",
+        clip_low: float = 0.2,
+        clip_high: float = 0.28,
+        entropy_coef: float = 0.0,
+        kl_coef: float = 0.0,
+    ) -> None:
+        self.kind, self.clip_low, self.clip_high = kind, clip_low, clip_high
+        self.entropy_coef, self.kl_coef = entropy_coef, kl_coef
+
+    def counts(self, batch: TokenBatch) -> dict[str, float]:
+        tokens = float(batch.weights_T.sum())
+        names = ["policy", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "logp_difference"]
+        return {name: tokens for name in [*names, "kl"] if name != "kl" or self.kl_coef}
+
+    def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
+        scored = Scored(model, batch)
+        logp_A = ops.token_logprobs(scored.logits_AV, scored.targets_A)
+        old_A, advantage_A = (batch.extras[name][scored.places_A] for name in ("old_logprobs", "advantages"))
+        log_ratio_A = logp_A - old_A
+        if self.kind == "gspo":
+            log_ratio_A = _sequence_mean(log_ratio_A, batch, scored.places_A)
+        ratio_A = log_ratio_A.exp()
+        clipped_A = ratio_A.clamp(1 - self.clip_low, 1 + self.clip_high)
+        gain_A = torch.minimum(ratio_A * advantage_A, clipped_A * advantage_A)
+        weights_A = scored.weights_A
+        losses = {"policy": -(weights_A * gain_A).sum()}
+        if self.kl_coef:
+            delta_A = batch.extras["ref_logprobs"][scored.places_A] - logp_A
+            losses["kl"] = self.kl_coef * (weights_A * (delta_A.exp() - delta_A - 1)).sum()
+        stats: Sums = {}
+        if self.entropy_coef:
+            entropy_A = ops.entropy_with_grad(scored.logits_AV)
+            losses["entropy"] = -self.entropy_coef * (weights_A * entropy_A).sum()
+        else:
+            stats["entropy"] = (weights_A * ops.entropy(scored.logits_AV)).sum()
+        with torch.no_grad():
+            stats["clip_ratio/low_mean"] = (weights_A * ((ratio_A < 1 - self.clip_low) & (advantage_A < 0))).sum()
+            stats["clip_ratio/high_mean"] = (weights_A * ((ratio_A > 1 + self.clip_high) & (advantage_A > 0))).sum()
+            stats["logp_difference"] = (weights_A * (logp_A - old_A).abs()).sum()
+        return losses, stats
+
+
+def _sequence_mean(values_A: torch.Tensor, batch: TokenBatch, places_A: torch.Tensor) -> torch.Tensor:
+    """Replace each value by the mean over its sequence (gradient flows through the mean)."""
+    sequence_A = torch.bucketize(places_A, torch.tensor(batch.cu_seqlens[1:]), right=True)
+    sequences = len(batch.cu_seqlens) - 1
+    sums_S = torch.zeros(sequences).index_add(0, sequence_A, values_A)
+    counts_S = torch.bincount(sequence_A, minlength=sequences).clamp(min=1)
+    return (sums_S / counts_S)[sequence_A]
+
+
+class TokenKL:
+    """Token-level KL between student and teacher over the full vocabulary, on tokens the student wrote.
+
+    "reverse" is KL(student || teacher), "forward" KL(teacher || student). No gradient flows through sampling. Ids at
+    and above ``vocab_limit`` (padding rows) take no part.
+    """
+
+    def __init__(self, teacher: Qwen3, direction: Literal["reverse", "forward"], vocab_limit: int) -> None:
+        self.teacher, self.direction, self.vocab_limit = teacher, direction, vocab_limit
+
+    def counts(self, batch: TokenBatch) -> dict[str, float]:
+        tokens = float(batch.weights_T.sum())
+        return {"kl": tokens, "entropy": tokens, "logp_difference": tokens}
+
+    def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
+        student = Scored(model, batch)
+        with torch.no_grad():
+            teacher_AV = Scored(self.teacher, batch).logits_AV[:, : self.vocab_limit]
+        student_AV = student.logits_AV[:, : self.vocab_limit]
+        pair = (student_AV, teacher_AV) if self.direction == "reverse" else (teacher_AV, student_AV)
+        losses = {"kl": (student.weights_A * ops.kl_divergence(*pair)).sum()}
+        with torch.no_grad():
+            difference_A = ops.token_logprobs(student_AV, student.targets_A) - batch.extras["old_logprobs"][student.places_A]
+            stats = {
+                "entropy": (student.weights_A * ops.entropy(student_AV)).sum(),
+                "logp_difference": (student.weights_A * difference_A.abs()).sum(),
+            }
+        return losses, stats

@@ -1,0 +1,138 @@
+"""The engine against the plain forward pass: cached = uncached, batch mates do not matter, budgets hold."""
+
+import math
+
+import pytest
+import torch
+
+from twofold.base.records import InputError, Request, SamplingParams
+from twofold.engine.engine import Engine
+from twofold.engine.rows import ThinkTokens
+from twofold.model.attn_inputs import AttnInputs, KVCache
+from twofold.model.config import ModelConfig
+from twofold.model.qwen3 import Qwen3
+
+EOS, OPEN, CLOSE = 0, 1, 2
+STOP_TEXT = (5, 6, CLOSE, 7)
+
+
+@pytest.fixture(scope="module", params=["dense", "moe"])
+def model(request):
+    moe = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24) if request.param == "moe" else {}
+    built = Qwen3(
+        ModelConfig(
+            vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=256,
+            tie_word_embeddings=True, initializer_range=0.2, **moe,
+        )  # fmt: skip
+    )
+    built.init_weights(seed=0)
+    return built.requires_grad_(False)
+
+
+def engine(model, **options):
+    return Engine(model, (EOS,), ThinkTokens(OPEN, CLOSE, STOP_TEXT), **options)
+
+
+def prompts(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 20, (count,), generator=generator).tolist()
+    return [tuple(torch.randint(3, 40, (n,), generator=generator).tolist()) for n in lengths]
+
+
+def plain_greedy(model, prompt, max_tokens):
+    tokens = list(prompt)
+    for _ in range(max_tokens):
+        ids = torch.tensor(tokens)
+        hidden = model(ids, torch.arange(len(ids)), AttnInputs.packed([0, len(ids)]))
+        tokens.append(int(model.logits(hidden[-1:]).argmax()))
+        if tokens[-1] == EOS:
+            break
+    return tokens[len(prompt) :]
+
+
+def test_greedy_equals_the_plain_forward_pass_with_few_rows_and_many_requests(model):
+    requests = [Request(p, SamplingParams(temperature=0, max_tokens=12)) for p in prompts(11)]
+    completions = engine(model, max_rows=4).generate(requests)
+    assert [c.request_index for c in completions] == list(range(11))
+    for request, completion in zip(requests, completions, strict=True):
+        assert completion.token_ids == plain_greedy(model, request.prompt_ids, 12)
+
+
+def test_rollout_logprobs_equal_scores(model):
+    requests = [Request(p, SamplingParams(temperature=1, max_tokens=30, n=5, seed=9)) for p in prompts(6)]
+    runner = engine(model)
+    completions = runner.generate(requests)
+    assert len(completions) == 30
+    full = [list(requests[c.request_index].prompt_ids) + c.token_ids for c in completions]
+    for completion, scores in zip(completions, runner.score(full), strict=True):
+        expected = scores[-len(completion.token_ids) :]
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
+
+
+def test_tokens_do_not_depend_on_batch_mates(model):
+    requests = [
+        Request(p, SamplingParams(temperature=1, top_p=0.9, top_k=12, max_tokens=25, seed=100 + i))
+        for i, p in enumerate(prompts(9))
+    ]
+    together = engine(model, max_rows=5).generate(requests)
+    for request, completion in zip(requests, together, strict=True):
+        alone = engine(model).generate([request])[0]
+        assert alone.token_ids == completion.token_ids
+
+
+def test_stream_equals_generate(model):
+    request = Request(prompts(1)[0], SamplingParams(temperature=1, max_tokens=20, seed=4, thinking_budget=3))
+    streamed = list(engine(model).stream(request))
+    completion = engine(model).generate([request])[0]
+    assert streamed == list(zip(completion.token_ids, completion.forced, strict=True))
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5])
+def test_budget_is_kept_to_the_token_and_forced_tokens_are_marked(model, budget):
+    params = SamplingParams(temperature=1, max_tokens=40, thinking_budget=budget, n=8, seed=3)
+    completions = engine(model).generate([Request((*p, OPEN), params, in_think=True) for p in prompts(4)])
+    forced_some = 0
+    for completion in completions:
+        assert completion.thinking_tokens <= budget
+        forced = [t for t, f in zip(completion.token_ids, completion.forced, strict=True) if f]
+        assert tuple(forced) in ((), STOP_TEXT)
+        if forced:
+            forced_some += 1
+            at = completion.forced.index(True)
+            assert at == budget == completion.thinking_tokens
+            assert CLOSE not in completion.token_ids[:at]
+    assert forced_some > 0
+
+
+def test_a_think_block_opened_by_the_model_is_counted(model):
+    closed = Request((3, 4), SamplingParams(temperature=1, max_tokens=60, n=64, seed=1, thinking_budget=4))
+    for completion in engine(model).generate([closed]):
+        tokens = completion.token_ids
+        if OPEN in tokens:
+            start = tokens.index(OPEN) + 1
+            inside = next((i for i, t in enumerate(tokens[start:]) if t == CLOSE or completion.forced[start + i]), None)
+            assert len(tokens) - start <= 4 if inside is None else inside <= 4
+
+
+def test_padded_vocabulary_is_never_sampled_and_bad_requests_are_refused(model):
+    params = SamplingParams(temperature=1, max_tokens=20, n=50)
+    for completion in engine(model, vocab_limit=10).generate([Request((3,), params)]):
+        assert max(completion.token_ids) < 10
+        assert all(math.isfinite(e) and e >= 0 for e in completion.entropies)
+    with pytest.raises(InputError, match="empty prompt"):
+        engine(model).generate([Request(())])
+    with pytest.raises(InputError, match="think"):
+        Engine(model, (EOS,)).generate([Request((3,), SamplingParams(thinking_budget=4))])
+
+
+def test_chunked_prefill_equals_whole_prefill(model):
+    tokens = torch.tensor(prompts(1, seed=5)[0] * 3)
+    whole = model(tokens, torch.arange(len(tokens)), AttnInputs.packed([0, len(tokens)]))
+    cache = KVCache(model.config, rows=2, capacity=64)
+    row, cut = torch.tensor([1]), len(tokens) // 3
+    first = model(tokens[:cut], torch.arange(cut), AttnInputs.prefill([0, cut], cache, row))
+    rest = len(tokens) - cut
+    attn = AttnInputs.prefill([0, rest], cache, row, [cut])
+    second = model(tokens[cut:], torch.arange(cut, len(tokens)), attn)
+    torch.testing.assert_close(torch.cat((first, second)), whole, atol=1e-5, rtol=1e-5)

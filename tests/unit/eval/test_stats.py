@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+import random
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twofold.base.records import InputError
+from twofold.eval.stats import (
+    mean_interval,
+    paired_difference,
+    pass_at_k,
+    pass_at_k_interval,
+    spearman,
+    wilson,
+)
+
+
+def test_wilson_against_published_values() -> None:
+    # Newcombe 1998, table I, method 3 (score, no continuity correction)
+    for successes, n, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718)]:
+        interval = wilson(successes, n, z=1.959964)
+        assert interval.value == pytest.approx(successes / n)
+        assert interval.low == pytest.approx(low, abs=5e-5)
+        assert interval.high == pytest.approx(high, abs=5e-5)
+    assert wilson(0, 20).low == 0.0 and wilson(0, 20, 1.959964).high == pytest.approx(0.1611, abs=5e-5)
+    assert wilson(29, 29).high == 1.0
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@settings(deadline=None, max_examples=60)
+def test_wilson_brackets_the_share_and_mirrors(case: tuple[int, int]) -> None:
+    successes, n = case
+    interval, mirror = wilson(successes, n), wilson(n - successes, n)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert interval.low == pytest.approx(1 - mirror.high, abs=1e-12)
+
+
+def test_mean_interval_by_hand() -> None:
+    interval = mean_interval([1.0, 2.0, 3.0, 4.0])
+    half = 1.96 * math.sqrt((5 / 3) / 4)  # sample variance 5/3
+    assert (interval.value, interval.low, interval.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
+
+
+def test_samples_of_one_item_are_one_piece_of_evidence() -> None:
+    assert mean_interval([[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]]) == mean_interval([1, 0, 0.5])
+
+
+def test_paired_difference_uses_the_pairs() -> None:
+    a, b = [0.1, 0.5, 0.9, 0.4], [0.0, 0.4, 0.8, 0.3]
+    interval = paired_difference(a, b)
+    assert interval.value == pytest.approx(0.1) and interval.high - interval.low == pytest.approx(0, abs=1e-9)
+    hand = paired_difference([1, 1, 0, 1], [0, 1, 0, 0])
+    assert hand.value == 0.5 and hand.high - hand.value == pytest.approx(1.96 * math.sqrt((1 / 3) / 4))
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+@settings(deadline=None, max_examples=60)
+def test_pass_at_k_equals_enumeration(case: tuple[int, int, int]) -> None:
+    n, c, k = case
+    draws = list(combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(any(draw) for draw in draws) / len(draws))
+
+
+def test_pass_at_k_interval_is_over_items() -> None:
+    assert pass_at_k_interval([(4, 2), (4, 0), (4, 4)], 1) == mean_interval([0.5, 0.0, 1.0])
+    assert pass_at_k_interval([(4, 1), (4, 0)], 2).value == pytest.approx(0.25)
+
+
+def test_spearman_by_hand() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == 1.0
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == -1.0
+    # IQ against hours of television, the textbook example: rho = -29/165
+    iq = [86, 97, 99, 100, 101, 103, 106, 110, 112, 113]
+    hours = [2, 20, 28, 27, 50, 29, 7, 17, 6, 12]
+    assert spearman(iq, hours) == pytest.approx(-29 / 165)
+    # ties take the average rank: x ranks 1.5 1.5 3, y ranks 1 2 3
+    assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)
+    assert math.isnan(spearman([1, 1, 1], [1, 2, 3]))
+
+
+@given(st.lists(st.integers(-50, 50), min_size=3, max_size=12), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=40)
+def test_spearman_ignores_monotone_maps(x: list[int], seed: int) -> None:
+    y = [random.Random(seed).random() for _ in x]
+    first, second = spearman(x, y), spearman([value**3 + 7 for value in x], [math.exp(value) for value in y])
+    assert (math.isnan(first) and math.isnan(second)) or first == pytest.approx(second)
+
+
+def test_bad_input_is_refused() -> None:
+    for call in (
+        lambda: wilson(3, 2),
+        lambda: wilson(0, 0),
+        lambda: mean_interval([1.0]),
+        lambda: mean_interval([[1.0], []]),
+        lambda: paired_difference([1, 2], [1, 2, 3]),
+        lambda: pass_at_k(4, 5, 1),
+        lambda: pass_at_k(4, 2, 5),
+        lambda: spearman([1], [1]),
+        lambda: spearman([1, 2], [1]),
+    ):
+        with pytest.raises(InputError):
+            call()
