@@ -178,7 +178,11 @@ def _to_openai(message: Message) -> dict[str, Any]:
         row["reasoning_content"] = ""
     if message.tool_calls:
         row["tool_calls"] = [
-            {"type": "function", **({"id": c.id} if c.id else {}), "function": {"name": c.name, "arguments": c.arguments}}
+            {
+                "type": "function",
+                **({"id": c.id} if c.id else {}),
+                "function": {"name": c.name, "arguments": c.arguments},
+            }
             for c in message.tool_calls
         ]
     return row

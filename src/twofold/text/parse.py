@@ -110,13 +110,13 @@ class StreamParser:
             deltas = self._end()
             self._complete, self._state = True, "done"
             return deltas
-        if token_id == self._think_open and token_id is not None:
+        if token_id == self._think_open:
             return self._on_think_open()
-        if token_id == self._think_close and token_id is not None:
+        if token_id == self._think_close:
             return self._on_think_close()
-        if token_id == self._call_open and token_id is not None:
+        if token_id == self._call_open:
             return self._on_call_open()
-        if token_id == self._call_close and token_id is not None:
+        if token_id == self._call_close:
             return self._on_call_close()
         if self._tokenizer.is_special(token_id):
             self._errors.append(f"control token {self._tokenizer.decode([token_id])} inside the reply was dropped")

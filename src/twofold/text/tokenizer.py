@@ -97,7 +97,7 @@ class Tokenizer:
         split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-        backend.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
         backend.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(ADDED_TOKENS),
@@ -116,7 +116,7 @@ class Tokenizer:
             raise InputError(f"{path} does not exist; give a folder that holds tokenizer.json")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
+        except Exception as error:  # noqa: BLE001 the Rust side raises bare Exception
             raise InputError(f"{path} is not a readable tokenizer.json ({error}); copy the file again") from None
         return cls(backend)
 

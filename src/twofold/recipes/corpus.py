@@ -1,0 +1,155 @@
+"""The tiny recipe's data stage: real text and task text, cleaned, split, tokenised and sharded.
+
+Everything comes from the running interpreter and from generators, so it is there without a network. The split is by
+hash, and held-out prompts, near-copies and overlaps are removed from training text with a reason on record.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from twofold.base.config import Config
+from twofold.base.files import write_json, write_jsonl
+from twofold.data import corpus, dedup
+from twofold.data.card import CardEntry, data_card
+from twofold.data.shards import Shard, write_shard
+from twofold.data.tasktext import item_text, task_documents
+from twofold.eval.language import ProbeDocument
+from twofold.recipes.chain import StageContext
+from twofold.tasks.base import Task, canonical_key, draw_item, sample_items
+from twofold.tasks.families import default_families
+from twofold.tasks.gym import gym_families
+from twofold.tasks.instruct import AnswerFormat, AnswerLength
+from twofold.tasks.retrieval import Answer, make_retrieval_document
+from twofold.tasks.tools import CALC_TOOL
+from twofold.text.chat import CHAT_TEMPLATE, STOP_TEXT
+from twofold.text.tokenizer import Tokenizer
+
+
+class DataConfig(Config):
+    """Sizes of the data stage, in documents unless named otherwise."""
+
+    vocab_size: int = 1024
+    general_tasks: int = 8000
+    reasoning_tasks: int = 44000
+    instruction_share: float = 0.12
+    gym_documents: int = 3000
+    retrieval_documents: int = 150
+    retrieval_chars: int = 2600
+    probe_documents: int = 60
+    think_share: float = 0.7
+    tokenizer_chars: int = 3000
+
+
+def build_data(context: StageContext) -> None:
+    """Write tokenizer, shards, probes and the data card into the stage's artefact."""
+    config: DataConfig = context.config
+    context.progress.start(5, "part")
+    train, held_out, dropped = _text_documents(context.seed)
+    context.progress.update(1)
+    general = list(_task_texts(config.general_tasks, context.seed, config, curriculum=False))
+    reasoning = list(_task_texts(config.reasoning_tasks, context.seed + 1, config, curriculum=True))
+    gym = list(task_documents(gym_families(), config.gym_documents, context.seed + 2, 0.0, curriculum=False))
+    context.progress.update(2)
+    tokenizer = _train_tokenizer(train, general, config)
+    tokenizer.save(context.out / "tokenizer", CHAT_TEMPLATE)
+    context.progress.update(3)
+    filler = [line for document in train for line in document.text.splitlines()]
+    retrieval = [text for text, _ in _retrieval(config, filler, config.retrieval_documents, f"train:{context.seed}")]
+    texts = {
+        "text": [document.text for document in train],
+        "held_out": [document.text for document in held_out],
+        "tasks_general": general,
+        "tasks_reasoning": reasoning,
+        "gym": gym,
+        "retrieval": retrieval,
+    }
+    shards = {name: _write(context.out / name, tokenizer, rows) for name, rows in texts.items()}
+    context.progress.update(4)
+    held_filler = [line for document in held_out for line in document.text.splitlines()]
+    probes = _retrieval(config, held_filler, config.probe_documents, "probe")
+    write_jsonl(context.out / "probes.jsonl", [_probe(tokenizer, text, answers) for text, answers in probes])
+    write_jsonl(context.out / "dropped.jsonl", [d._asdict() for d in dropped])
+    write_json(context.out / "card.json", _card(shards, texts, dropped))
+    context.progress.finish()
+
+
+def _text_documents(seed: int) -> tuple[list[corpus.Document], list[corpus.Document], list[dedup.Dropped]]:
+    sources = corpus.python_stdlib_documents()
+    documents = [*sources, *corpus.docstring_documents(sources), *corpus.pydoc_topic_documents()]
+    train, held_out = corpus.split_documents(documents)
+    train, duplicates = dedup.deduplicate(train)
+    keys = {item.key for item in sample_items(default_families(), 400, seed, "test")}
+    train, leaks = dedup.decontaminate(train, held_out, keys, canonical_key, max_share=0.1)
+    return train, held_out, [*duplicates, *leaks]
+
+
+def _task_texts(count: int, seed: int, config: DataConfig, curriculum: bool) -> Iterable[str]:
+    """Plain items, with a share of items that carry an instruction about the answer's form."""
+    plain = default_families()
+    instructed: list[Task] = [AnswerFormat(tuple(plain)), AnswerLength(tuple(plain))]
+    rng = random.Random(f"instructed:{seed}")
+    documents = task_documents(plain, count, seed, config.think_share, curriculum)
+    for document in documents:
+        if rng.random() < config.instruction_share:
+            item = draw_item(rng.choice(instructed), rng, "train", 1.0 if not curriculum else 0.5)
+            yield item_text(item, item.traces[0] if rng.random() < config.think_share else None)
+        else:
+            yield document
+
+
+def _train_tokenizer(train: Sequence[corpus.Document], tasks: Sequence[str], config: DataConfig) -> Tokenizer:
+    """Text, task text and the fixed strings of the chat format, so that those are short."""
+    fixed = [STOP_TEXT, "user\n", "assistant\n", "system\n", " /think", " /no_think", str(CALC_TOOL).replace("'", '"')]
+    fixed += [piece for piece in CHAT_TEMPLATE.split("'") if len(piece) > 60]
+    pieces = [document.text[: config.tokenizer_chars] for document in train]
+    return Tokenizer.train([*pieces, *tasks[:4000], *(fixed * 400)], config.vocab_size)
+
+
+def _retrieval(config: DataConfig, filler: Sequence[str], count: int, seed: str) -> list[tuple[str, list[Answer]]]:
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        facts = rng.randint(6, 14)
+        made.append(make_retrieval_document(rng, filler, config.retrieval_chars, facts, 2 * facts))
+    return made
+
+
+def _probe(tokenizer: Tokenizer, text: str, answers: Sequence[Answer]) -> dict[str, list[int]]:
+    ids, starts = tokenizer.encode_with_offsets(text)
+    place_of = {start: place for place, start in enumerate(starts)}
+    places, distances = [], []
+    for answer in answers:
+        place = place_of[answer.span[0]]
+        places.append(place)
+        distances.append(place - place_of[answer.span[0] - answer.distance])
+    return asdict(ProbeDocument(ids, places, distances))
+
+
+def _write(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> Shard:
+    ids = [[*tokens, tokenizer.endoftext] for tokens in tokenizer.encode_batch(texts)]
+    size = sum(len(text.encode()) for text in texts)
+    write_shard(folder, ids, {"documents": len(texts)}, vocab_size=tokenizer.vocab_size, text_bytes=size)
+    return Shard.open(folder)
+
+
+def _card(shards: dict[str, Shard], texts: dict[str, list[str]], dropped: list[dedup.Dropped]) -> dict:
+    licences = {"text": corpus.LICENCE, "held_out": corpus.LICENCE, "retrieval": corpus.LICENCE, "gym": "Apache-2.0"}
+    entries = [
+        CardEntry(
+            name=name,
+            licence=licences.get(name, "CC0-1.0"),
+            documents=len(shard),
+            tokens=shard.num_tokens,
+            bytes=sum(len(text.encode()) for text in texts[name]),
+            share=0.0,
+            held_out=len(texts["held_out"]) if name == "text" else 0,
+            dropped=tuple(dropped) if name == "text" else (),
+            sha256=shard.sha256,
+        )
+        for name, shard in shards.items()
+    ]
+    return data_card(entries)

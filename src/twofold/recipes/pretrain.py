@@ -1,0 +1,183 @@
+"""Pre-training in three stages: general, reasoning, long context; each a setting of the one training loop.
+
+Stage 3 changes the RoPE base and the sequence lengths (facts: 75 % of text in the upper half of the new length, 25 %
+below). Not here: sizes, which are the recipe's, and post-training.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twofold.base.config import Config
+from twofold.base.files import read_json, read_jsonl, write_json
+from twofold.data.packing import MixtureEntry, PackedSource, eval_windows
+from twofold.data.shards import Shard
+from twofold.eval.language import ProbeDocument, bits_per_byte, retrieval_accuracy
+from twofold.model.config import ModelConfig
+from twofold.model.qwen3 import Qwen3
+from twofold.model.weights import load_weights, save_weights
+from twofold.recipes.chain import StageContext
+from twofold.text.tokenizer import Tokenizer
+from twofold.train.loop import OptimConfig, Trainer
+from twofold.train.objectives import CrossEntropy
+
+
+class ModelShape(Config):
+    """The sizes that differ between the recipe's models; the rest follows."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+
+    def build(self, vocab_size: int, rope_theta: float, max_positions: int) -> ModelConfig:
+        """The full model configuration (tied embeddings, vocabulary padded to a multiple of 64)."""
+        return ModelConfig(
+            vocab_size=-(-vocab_size // 64) * 64,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            rms_norm_eps=1e-6,
+            rope_theta=rope_theta,
+            max_position_embeddings=max_positions,
+            tie_word_embeddings=True,
+            initializer_range=0.02,
+            num_experts=self.experts,
+            num_experts_per_tok=self.experts_per_token,
+            moe_intermediate_size=self.expert_size,
+        )
+
+
+class PretrainConfig(Config):
+    """One pre-training stage. ``mixture`` maps shard names to shares of tokens; lengths are in tokens."""
+
+    shape: ModelShape
+    optim: OptimConfig
+    tokens: int
+    tokens_per_step: int
+    mixture: dict[str, float]
+    length_mix: tuple[tuple[float, int, int], ...]
+    rope_theta: float
+    context: int
+    balance: float = 0.0
+    balance_scope: str = "global"
+    probe_distance: int = 0
+    spans: tuple[tuple[int, int], ...] = ((0, 256),)
+    eval_windows: int = 48
+
+
+def pretrain(context: StageContext) -> None:
+    """Train from scratch, or on from the stage named "start" in the inputs, and measure on held-out text."""
+    config: PretrainConfig = context.config
+    data = context.inputs["data"]
+    tokenizer = Tokenizer.from_folder(data / "tokenizer")
+    start = next((path for name, path in context.inputs.items() if name != "data"), None)
+    model = start_model(config, tokenizer, start, context.seed)
+    before = measure(model, data, tokenizer, config) if start is not None and config.probe_distance else None
+    source = PackedSource(
+        [
+            # Task text is stored in curriculum order; everything else is shuffled.
+            MixtureEntry(name, Shard.open(data / name), weight, shuffle=name != "tasks_reasoning")
+            for name, weight in config.mixture.items()
+        ],
+        config.tokens_per_step,
+        config.length_mix,
+        seed=context.seed,
+    )
+    steps = max(1, round(config.tokens / config.tokens_per_step))
+    run_training(context, model, source, CrossEntropy(config.balance, config.balance_scope), config.optim, steps)
+    save_model(model, tokenizer, data / "tokenizer", context.out)
+    result = measure(model, data, tokenizer, config)
+    result |= {"before": before, "tokens_by_source": source.tokens_by_source, "steps": steps}
+    write_json(context.out / "result.json", result)
+
+
+def start_model(config: PretrainConfig, tokenizer: Tokenizer, start: Path | None, seed: int) -> Qwen3:
+    """A freshly initialised model, or the earlier stage's weights under this stage's RoPE base and context."""
+    shape = config.shape.build(tokenizer.vocab_size, config.rope_theta, config.context)
+    model = Qwen3(shape)
+    if start is None:
+        model.init_weights(seed)
+    else:
+        model.load_state_dict(load_weights(start).state_dict())
+    return model
+
+
+def run_training(
+    context: StageContext, model: Qwen3, source: Any, objective: Any, optim: OptimConfig, steps: int
+) -> Trainer:
+    """The one loop with this stage's progress display; leaves metrics.jsonl in the artefact."""
+    context.progress.start(steps, "step")
+    shown = ("loss", "reward", "kl", "entropy", "policy")
+
+    def on_step(step: int, row: dict[str, float]) -> None:
+        context.progress.update(step, **{name: row[name] for name in shown if name in row})
+
+    trainer = Trainer(model, source, objective, optim, steps, context.work, on_step=on_step)
+    trainer.fit()
+    context.progress.finish()
+    shutil.copyfile(trainer.metrics.path, context.out / "metrics.jsonl")
+    return trainer
+
+
+def save_model(model: Qwen3, tokenizer: Tokenizer, tokenizer_folder: Path, out: Path) -> None:
+    """Write a complete Hugging Face folder: config, weights, tokenizer, chat template, generation defaults."""
+    save_weights(model, out)
+    for file in tokenizer_folder.iterdir():
+        shutil.copyfile(file, out / file.name)
+    defaults = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "top_k": 20,
+        "eos_token_id": list(tokenizer.eos_ids),
+        "pad_token_id": tokenizer.endoftext,
+    }
+    write_json(out / "generation_config.json", defaults)
+
+
+def token_byte_table(tokenizer: Tokenizer) -> torch.Tensor:
+    """UTF-8 bytes of every token id; control tokens count 0."""
+    added = {tokenizer.im_start, tokenizer.im_end, tokenizer.endoftext}
+    return torch.tensor([0 if i in added else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
+
+
+def measure(model: Qwen3, data: Path, tokenizer: Tokenizer, config: PretrainConfig) -> dict[str, Any]:
+    """Held-out bits per byte by position span, and the retrieval probe when a distance is set."""
+    table = token_byte_table(tokenizer)
+    longest = max(end for _, end in config.spans)
+    windows, _ = eval_windows(Shard.open(data / "held_out"), longest, config.eval_windows, table.numpy())
+    measured = bits_per_byte(model, windows, table, config.spans)
+    out: dict[str, Any] = {
+        "bpb": [
+            {"span": span, "interval": asdict(interval), "values": values}
+            for span, (interval, values) in zip(config.spans, measured, strict=True)
+        ]
+    }
+    if config.probe_distance:
+        probes = [ProbeDocument(**row) for row in read_jsonl(data / "probes.jsonl")]
+        out["probe"] = asdict(retrieval_accuracy(model, probes, config.probe_distance))
+    return out
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder or data artefact."""
+    return Tokenizer.from_folder(folder if (folder / "tokenizer.json").exists() else folder / "tokenizer")
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder."""
+    return dict(read_json(folder / "config.json"))

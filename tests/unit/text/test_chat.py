@@ -1,0 +1,302 @@
+"""The renderer: equal to the Jinja template, impossible to forge, and weighted exactly where the model writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from twofold.base.records import InputError, Message, ToolCall
+from twofold.text.chat import CHAT_TEMPLATE, STOP_TEXT, ChatPolicy, Rendered, Renderer, messages_to_openai
+from twofold.text.tokenizer import Tokenizer
+
+Conversation = tuple[list[Message], list[dict[str, Any]] | None]
+Maker = Callable[..., Conversation]
+GEN = "<|im_start|>assistant\n"
+EMPTY = "<think>\n\n</think>\n\n"
+
+
+def jinja(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return environment.from_string(template)
+
+
+@pytest.fixture(scope="module")
+def renderer(tokenizer: Tokenizer) -> Renderer:
+    return Renderer(tokenizer)
+
+
+def trained_text(renderer: Renderer, rendered: Rendered, weight: float = 1.0) -> str:
+    pairs = zip(rendered.token_ids, rendered.weights, strict=True)
+    return renderer.tokenizer.decode(i for i, w in pairs if w == weight)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_text_equals_the_template_for_generated_conversations(
+    tokenizer: Tokenizer, make_conversation: Maker, keep: bool
+) -> None:
+    renderer = Renderer(tokenizer, ChatPolicy(history_thinking="keep" if keep else "strip"))
+    template = jinja(renderer.chat_template)
+    for seed in range(300):
+        messages, tools = make_conversation(seed, forged=seed % 3 == 0)
+        for generate, thinking in ((False, True), (True, True), (True, False)):
+            got = renderer.render(messages, tools, thinking=thinking, add_generation_prompt=generate)
+            flags = {} if thinking else {"enable_thinking": False}
+            rows = messages_to_openai(messages)
+            want = template.render(messages=rows, tools=tools, add_generation_prompt=generate, **flags)
+            assert got.text == want, seed
+
+
+def test_token_ids_equal_plain_encoding_of_the_text(renderer: Renderer, make_conversation: Maker) -> None:
+    unforged = [{"type": "function", "function": {"name": "f", "description": "plain"}}]
+    for seed in range(200):
+        messages, tools = make_conversation(seed)
+        if any("tool_response" in m.content for m in messages):
+            continue
+        got = renderer.render(messages, unforged if tools else None, thinking=False, add_generation_prompt=True)
+        assert got.token_ids == renderer.tokenizer.encode_with_special(got.text), seed
+        assert len(got.token_ids) == len(got.weights) == len(got.roles) == len(got.parts)
+
+
+def test_official_examples(renderer: Renderer) -> None:
+    hi, user = Message("user", "hi"), "<|im_start|>user\nhi<|im_end|>\n"
+    gen = renderer.render([hi], add_generation_prompt=True)
+    assert gen.text == user + GEN
+    assert renderer.render([hi], add_generation_prompt=True, thinking=False).text == user + GEN + EMPTY
+    history = [hi, Message("assistant", "yo", "abc"), Message("user", "again")]
+    want = user + GEN + "yo<|im_end|>\n<|im_start|>user\nagain<|im_end|>\n" + GEN
+    assert renderer.render(history, add_generation_prompt=True).text == want
+    assert renderer.render([hi, Message("assistant", "yo")]).text == user + GEN + EMPTY + "yo<|im_end|>\n"
+
+
+def test_tool_conversation_byte_for_byte(renderer: Renderer) -> None:
+    tool = {"type": "function", "function": {"name": "w", "description": "Größe"}}
+    messages = [
+        Message("system", "S"),
+        Message("user", "q"),
+        Message("assistant", "let me", "t1", (ToolCall("w", {"c": "ü"}), ToolCall("w", {}))),
+        Message("tool", "1"),
+        Message("tool", "2"),
+        Message("assistant", "", "t2", (ToolCall("w", {}),)),
+        Message("tool", "3"),
+    ]
+    assert renderer.render(messages, [tool], add_generation_prompt=True).text == (
+        "<|im_start|>system\nS\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+        '{"type": "function", "function": {"name": "w", "description": "Größe"}}\n</tools>\n\n'
+        "For each function call, return a json object with function name and arguments within "
+        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
+        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\nq<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nt1\n</think>\n\nlet me\n"
+        '<tool_call>\n{"name": "w", "arguments": {"c": "ü"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "w", "arguments": {}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nt2\n</think>\n\n"
+        '<tool_call>\n{"name": "w", "arguments": {}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n" + GEN
+    )
+
+
+def test_content_cannot_forge_structure(renderer: Renderer, make_conversation: Maker) -> None:
+    tok = renderer.tokenizer
+    plain = [tok.im_start, tok.im_end, tok.endoftext, tok.think_open, tok.think_close, tok.token_id("<tool_call>")]
+    for seed in range(60):
+        messages, tools = make_conversation(seed, forged=True)
+        got = renderer.render(messages, tools)
+        outside = {"text", "content"}
+        for token, part, role in zip(got.token_ids, got.parts, got.roles, strict=True):
+            in_tool_help = role == "system" and token in (tok.token_id("<tool_call>"), tok.token_id("</tool_call>"))
+            assert not (part in outside and token in plain and not in_tool_help)
+        assert got.token_ids.count(tok.im_start) == got.token_ids.count(tok.im_end)
+        assert tok.endoftext not in got.token_ids
+
+
+def test_supplied_tokens_have_no_weight_and_end_token_is_trained_once(
+    renderer: Renderer, make_conversation: Maker
+) -> None:
+    for seed in range(150):
+        messages, tools = make_conversation(seed, forged=seed % 2 == 0)
+        for view in renderer.views(messages, tools):
+            rows = list(zip(view.token_ids, view.weights, view.roles, view.parts, strict=True))
+            assert all(w == 0 for _, w, role, part in rows if role != "assistant" or part in ("header", "empty_think"))
+            assert [token for token, w, _, part in rows if part == "eot" and w == 1] == [renderer.tokenizer.im_end]
+            assert rows[-1][0] == renderer.tokenizer.im_end and rows[-1][1] == 1
+            weights = view.weights  # one unbroken stretch at the end
+            assert weights == sorted(weights) and set(weights) == {0.0, 1.0}
+
+
+def test_views_are_generation_prompt_plus_turn(renderer: Renderer, make_conversation: Maker) -> None:
+    checked = 0
+    for seed in range(150):
+        messages, tools = make_conversation(seed)
+        turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        for trained in (False, True):
+            views = renderer.views(messages, tools, empty_think_trained=trained)
+            assert len(views) == len(turns)
+            for index, view in zip(turns, views, strict=True):
+                message = messages[index]
+                empty = not (message.reasoning or "").strip("\n")
+                prompt = renderer.prompt_ids(messages[:index], tools, thinking=trained or not empty)
+                length = view.weights.index(1.0)
+                assert view.token_ids[:length] == prompt
+                reply = renderer.tokenizer.decode(view.token_ids[length:])
+                thought = (message.reasoning or "").strip("\n")
+                block = f"<think>\n{thought}\n</think>\n\n" if trained or not empty else ""
+                assert reply.startswith(block + message.content.lstrip("\n")) and reply.endswith("<|im_end|>")
+                checked += 1
+    assert checked > 300
+
+
+def test_history_answers_carry_weight_once_over_all_views(renderer: Renderer) -> None:
+    messages = [
+        Message("user", "a"),
+        Message("assistant", "first answer", "t1"),
+        Message("user", "b"),
+        Message("assistant", "second answer", "t2"),
+    ]
+    views = renderer.views(messages)
+    assert [trained_text(renderer, v) for v in views] == [
+        "<think>\nt1\n</think>\n\nfirst answer<|im_end|>",
+        "<think>\nt2\n</think>\n\nsecond answer<|im_end|>",
+    ]
+    assert all(v.text.count("first answer") == 1 for v in views) and "t1" not in views[1].text
+    assert trained_text(renderer, renderer.render(messages)) == trained_text(renderer, views[1])
+
+
+def test_tool_steps_keep_their_thinking(renderer: Renderer) -> None:
+    call = (ToolCall("now", {}),)
+    messages = [
+        Message("user", "q"),
+        Message("assistant", "", "t1", call),
+        Message("tool", "5"),
+        Message("assistant", "five", "t2"),
+    ]
+    first, second = renderer.views(messages)
+    assert "<think>\nt1\n</think>" in second.text and second.text.startswith(first.text)
+    assert trained_text(renderer, second) == "<think>\nt2\n</think>\n\nfive<|im_end|>"
+    both = trained_text(renderer, renderer.render(messages))
+    assert both == trained_text(renderer, first) + trained_text(renderer, second)
+
+
+def test_empty_block_weights(tokenizer: Tokenizer) -> None:
+    messages = [Message("user", "q /no_think"), Message("assistant", "a", "")]
+    renderer = Renderer(tokenizer)
+    assert trained_text(renderer, renderer.render(messages)) == "a<|im_end|>"
+    assert trained_text(renderer, renderer.views(messages)[0]) == "a<|im_end|>"
+    assert trained_text(renderer, renderer.render(messages, empty_think_trained=True)) == EMPTY + "a<|im_end|>"
+    assert trained_text(renderer, renderer.views(messages, empty_think_trained=True)[0]) == EMPTY + "a<|im_end|>"
+    soft = Renderer(tokenizer, ChatPolicy(empty_think_weight=0.25))
+    for rendered in (soft.render(messages), soft.views(messages)[0]):
+        assert trained_text(soft, rendered, 0.25) == EMPTY and trained_text(soft, rendered) == "a<|im_end|>"
+    assert set(soft.render([Message("user", "q")], add_generation_prompt=True, thinking=False).weights) == {0.0}
+
+
+def test_keeping_history_makes_views_append_only(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, ChatPolicy(history_thinking="keep"))
+    messages = [
+        Message("user", "a"),
+        Message("assistant", "x", "t1", (ToolCall("now", {}),)),
+        Message("tool", "1"),
+        Message("assistant", "y", None),
+        Message("user", "b"),
+        Message("assistant", "z", "t3"),
+    ]
+    views = renderer.views(messages)
+    for earlier, later in pairwise(views):
+        assert later.token_ids[: len(earlier.token_ids)] == earlier.token_ids
+    whole = renderer.render(messages)
+    assert trained_text(renderer, whole) == "".join(trained_text(renderer, view) for view in views)
+
+
+def test_labels(renderer: Renderer) -> None:
+    messages = [
+        Message("system", "S"),
+        Message("user", "q"),
+        Message("assistant", "c", "r", (ToolCall("now", {}),)),
+        Message("tool", "5"),
+    ]
+    got = renderer.render(messages)
+    seen = list(dict.fromkeys(zip(got.roles, got.parts, strict=True)))
+    order = ["header", "text", "eot"]
+    assert seen == [
+        *(("system", part) for part in order),
+        *(("user", part) for part in order),
+        *(("assistant", part) for part in ("header", "reasoning", "content", "call", "eot")),
+        *(("tool", part) for part in order),
+    ]
+
+
+def test_stop_ids(renderer: Renderer) -> None:
+    tok = renderer.tokenizer
+    assert tok.decode(renderer.stop_ids) == STOP_TEXT
+    assert renderer.stop_ids.count(tok.think_close or -1) == 1
+    assert renderer.stop_ids == tok.encode_with_special(STOP_TEXT)
+
+
+def test_bad_policy_and_tokenizer_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="stop_text"):
+        ChatPolicy(stop_text="stop")
+    with pytest.raises(InputError, match="empty_think_weight"):
+        ChatPolicy(empty_think_weight=-1)
+    for missing, text in (("think", "<think>"), ("think", "</think>"), ("im", "<|im_end|>")):
+        folder = tmp_path / missing / text.strip("<|/>")
+        tokenizer.save(folder, CHAT_TEMPLATE)
+        spec = json.loads((folder / "tokenizer.json").read_text())
+        spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] != text]
+        (folder / "tokenizer.json").write_text(json.dumps(spec))
+        lacking = Tokenizer.from_folder(folder)
+        if missing == "im":
+            with pytest.raises(InputError, match="im_end"):
+                Renderer(lacking)
+        else:
+            with pytest.raises(InputError, match="thinking budget"):
+                _ = Renderer(lacking).stop_ids
+            got = Renderer(lacking).render([Message("user", "q"), Message("assistant", "a", "t")])
+            assert "<think>\nt\n</think>" in got.text
+            assert got.token_ids == lacking.encode_with_special(got.text)
+
+
+def test_errors_name_the_message(renderer: Renderer) -> None:
+    bad: Any = 3
+    with pytest.raises(InputError, match=r"messages\[1\]\.content"):
+        renderer.render([Message("user", "q"), Message("assistant", bad)])
+    with pytest.raises(InputError, match="empty"):
+        renderer.views([])
+    with pytest.raises(InputError, match=r"tools\[0\]"):
+        renderer.render([Message("user", "q")], [{"f": {1}}])
+
+
+def test_apply_chat_template_agrees(renderer: Renderer, make_conversation: Maker, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    renderer.tokenizer.save(tmp_path, renderer.chat_template)
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for seed in range(40):
+        messages, tools = make_conversation(seed)
+        rows = messages_to_openai(messages)
+        for thinking in (True, False):
+            options = {"tools": tools, "add_generation_prompt": True, "enable_thinking": thinking, "tokenize": False}
+            got = renderer.render(messages, tools, thinking=thinking, add_generation_prompt=True)
+            assert auto.apply_chat_template(rows, **options) == got.text
+            if not tools and not any("tool_response" in m.content for m in messages):
+                assert auto(got.text).input_ids == got.token_ids
+
+
+def test_template_reads_the_forms_that_records_do_not_have() -> None:
+    template = jinja(CHAT_TEMPLATE)
+    user = {"role": "user", "content": "q"}
+    inline = {"role": "assistant", "content": "<think>\nt\n</think>\n\na"}
+    start = "<|im_start|>user\nq<|im_end|>\n" + GEN
+    assert template.render(messages=[user, inline]) == start + "<think>\nt\n</think>\n\na<|im_end|>\n"
+    flat = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": '{"a":1}'}]}
+    body = '<tool_call>\n{"name": "f", "arguments": {"a":1}}\n</tool_call><|im_end|>\n'
+    assert template.render(messages=[user, flat]) == start + EMPTY + body
+    parts = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+    assert template.render(messages=[parts]) == "<|im_start|>user\n<|im_end|>\n"

@@ -1,0 +1,150 @@
+"""Tokenizer: training, ordinary against special encoding, bytes, files, and agreement with transformers."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twofold.base.records import InputError
+from twofold.text.chat import CHAT_TEMPLATE
+from twofold.text.tokenizer import ADDED_TOKENS, PRETOKENIZE_REGEX, StreamDecoder, Tokenizer
+
+SAMPLES = ["Hello, world!", "12345", "3.14159", "  two spaces", "a\r\nb", "   \n x", "they'LL go", "cafe\u0301 🙂", ""]
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    return Tokenizer.train(["the cat and the dog, the cat 12 12 12"] * 3, 300)
+
+
+def test_train_appends_the_added_tokens_in_order(small: Tokenizer) -> None:
+    assert small.vocab_size <= 300
+    ids = [small.token_id(text) for text, _ in ADDED_TOKENS]
+    assert ids == list(range(small.vocab_size - 26, small.vocab_size))
+    assert [small.is_special(i) for i in ids] == [flag for _, flag in ADDED_TOKENS]
+    assert sum(flag for _, flag in ADDED_TOKENS) == 14
+    assert small.eos_ids == (small.im_end, small.endoftext)
+    assert small.think_close == small.vocab_size - 1 and small.think_open == small.vocab_size - 2
+
+
+def test_train_is_deterministic_and_reaches_its_size(tokenizer: Tokenizer) -> None:
+    texts = ["some words to learn, some words to merge 123"] * 5 + [CHAT_TEMPLATE]
+    first, second = Tokenizer.train(texts, 400), Tokenizer.train(iter(texts), 400)
+    assert first.vocab_size == 400 and first.digest == second.digest != tokenizer.digest
+
+
+def test_train_refuses_a_size_without_room() -> None:
+    with pytest.raises(InputError, match="at least 282"):
+        Tokenizer.train(["a"], 281)
+
+
+def test_digits_are_single_and_pretokens_never_merge_over_borders(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.token_bytes(i) for i in tokenizer.encode("12345")] == [b"1", b"2", b"3", b"4", b"5"]
+    assert PRETOKENIZE_REGEX.count(r"\p{N}") == 3
+
+
+@pytest.mark.parametrize("text", [text for text, _ in ADDED_TOKENS])
+def test_encode_treats_control_spellings_as_text(tokenizer: Tokenizer, text: str) -> None:
+    control = tokenizer.token_id(text)
+    data = f"a{text}b {text}"
+    assert control not in tokenizer.encode(data)
+    assert all(i < tokenizer.vocab_size - 26 for i in tokenizer.encode(data))
+    assert tokenizer.decode(tokenizer.encode(data)) == data
+    assert tokenizer.encode_with_special(data).count(control) == 2
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=80, deadline=None)
+def test_round_trip_is_nfc(text: str) -> None:
+    tok = _shared()
+    ids = tok.encode(text)
+    assert tok.decode(ids) == unicodedata.normalize("NFC", text)
+    assert b"".join(map(tok.token_bytes, ids)).decode() == tok.decode(ids)
+    assert ids == tok.encode_batch([text])[0]
+    assert all(i < tok.vocab_size - 26 for i in ids)
+
+
+@given(st.lists(st.integers(0, 299), max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_stream_decoder_equals_decode_and_never_splits_characters(ids: list[int]) -> None:
+    tok = _shared()
+    ids = [i % tok.vocab_size for i in ids]
+    decoder = StreamDecoder(tok)
+    assert "".join(map(decoder.feed, ids)) + decoder.flush() == tok.decode(ids)
+
+
+def test_stream_decoder_waits_for_whole_characters(tokenizer: Tokenizer) -> None:
+    decoder = StreamDecoder(tokenizer)
+    byte_ids = {tokenizer.token_bytes(i): i for i in range(256)}
+    pieces = [decoder.feed(byte_ids[bytes([b])]) for b in "é🙂".encode()]
+    assert pieces == ["", "é", "", "", "", "🙂"]
+    assert decoder.feed(byte_ids[b"\xf0"]) == "" and decoder.flush() == "\ufffd"
+    assert decoder.feed(byte_ids[b"a"]) == "a"
+
+
+def test_offsets_name_the_first_character(tokenizer: Tokenizer) -> None:
+    ids, starts = tokenizer.encode_with_offsets("ab 🙂 cd")
+    assert ids == tokenizer.encode("ab 🙂 cd")
+    assert starts[0] == 0 and starts == sorted(starts) and max(starts) < 7
+
+
+def test_errors_name_the_fix(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no token"):
+        tokenizer.token_id("<nope>")
+    for bad in (-1, tokenizer.vocab_size):
+        with pytest.raises(InputError, match="outside the vocabulary"):
+            tokenizer.token_bytes(bad)
+    with pytest.raises(InputError, match="surrogates"):
+        tokenizer.encode("a\ud800")
+    with pytest.raises(InputError, match="surrogates"):
+        tokenizer.encode_batch(["fine", "\udfff"])
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="not a readable"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path, CHAT_TEMPLATE)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+    }
+    loaded = Tokenizer.from_folder(tmp_path)
+    assert loaded.digest == tokenizer.digest
+    for text in SAMPLES:
+        assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def test_auto_tokenizer_agrees(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path, CHAT_TEMPLATE)
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(auto) == tokenizer.vocab_size
+    assert (auto.eos_token_id, auto.pad_token_id) == tokenizer.eos_ids
+    assert auto.bos_token is None and auto.chat_template == CHAT_TEMPLATE
+    text = "".join(f"{sample}{token}" for sample, (token, _) in zip(SAMPLES * 3, ADDED_TOKENS, strict=False))
+    ids = tokenizer.encode_with_special(text)
+    assert auto(text).input_ids == ids
+    for skip in (False, True):
+        assert auto.decode(ids, skip_special_tokens=skip) == tokenizer.decode(ids, skip_special_tokens=skip)
+
+
+_CACHE: list[Tokenizer] = []
+
+
+def _shared() -> Tokenizer:
+    """Hypothesis tests take no function-scoped fixtures; one small tokenizer serves them all."""
+    if not _CACHE:
+        _CACHE.append(Tokenizer.train(["the cat 你好 café 🙂 and the dog"] * 3, 300))
+    return _CACHE[0]
