@@ -118,7 +118,8 @@ def run(
     redo: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Make this stage afresh; repeatable.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the whole run.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder [default: runs/RECIPE, or runs/RECIPE-seedN].")
+        Path | None,
+        typer.Option(metavar="DIR", help="Run folder; runs/RECIPE unless given, runs/RECIPE-seedN with a seed."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show configuration and plan; do nothing.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,38 @@ def test_control_c_says_how_to_go_on() -> None:
     assert error_line(result) == "stopped; run the same command to go on"
     again = invoke("run", "fake", "--set", "second.fault=stop", "--redo", "second")
     assert "without --redo" in error_line(again)
+
+
+SLOW = """
+import sys, time
+from twofold import cli
+from twofold.base.config import Config
+from twofold.base.files import write_text
+from twofold.recipes.chain import Chain, Stage
+
+def work(context):
+    write_text(context.work / "started", "1")
+    time.sleep(20)
+
+cli.RECIPES["slow"] = lambda overrides, seed: Chain("slow", [Stage("s", "S", Config(), (), work)], seed)
+cli.main()
+"""
+
+
+def test_control_c_and_a_second_run_in_real_processes(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", SLOW, "run", "slow"]
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and not list(tmp_path.glob("runs/slow/.work/*/work/started")):
+        time.sleep(0.02)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert second.returncode == 1 and f"another run (process {first.pid})" in second.stderr
+    first.send_signal(signal.SIGINT)
+    _, stderr = first.communicate(timeout=15)
+    assert first.returncode == 130
+    assert stderr.strip() == "stopped; run the same command to go on"
+    assert list(tmp_path.glob("runs/slow/.work/*/heartbeat.json"))
 
 
 def test_version_and_doctor() -> None:

@@ -25,7 +25,7 @@ class MetricsLog:
         """Keep rows whose ``step`` is below ``step``; a half-written last line is dropped."""
         if not self.path.exists():
             return
-        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]
         write_jsonl(self.path, [row for row in map(json.loads, whole) if row["step"] < step])
 
     def write(self, row: dict[str, Any]) -> None:

@@ -118,6 +118,7 @@ class RichProgress:
     def start(self, total: float, unit: str = "step") -> None:
         self.total, self.unit, self.rate = total, unit, Rate()
         self.bars.reset(self.task, total=total or None, count="", eta="", metrics="")
+        self.bars.start()  # a no-op while the bar is live; a job may start again after it has finished
 
     def update(self, done: float, **metrics: Metric) -> None:
         self.rate.add(time.monotonic(), done)

@@ -20,6 +20,7 @@ from twofold.report.text import (
     number,
     prose_html,
     seconds,
+    short,
     slug,
     tokens_per_second,
     verdict_line,
@@ -102,7 +103,7 @@ def _claim_row(claim: Claim) -> str:
     target = ""
     if claim.target is not None:
         sign = "≥" if claim.direction == "at least" else "≤"
-        target = f"{sign}&nbsp;{escape(number(claim.target, claim.unit))}"
+        target = f"{sign}&nbsp;{escape(short(claim.target, claim.unit))}"
     bounds = interval(claim.low, claim.high)
     return f"""<tr><td><span class="mark {style}">{mark} {claim.verdict}</span></td>
 <td><b>{escape(claim.name)}</b><br>{inline_html(claim.statement)}{note}</td>
@@ -130,8 +131,8 @@ def _claim_bar(claim: Claim) -> str:
         x = place(claim.target)
         shapes.append(f'<line x1="{x}" x2="{x}" y1="6" y2="26" stroke="var(--ink)" stroke-dasharray="2.5 2"/>')
     shapes.append(f'<circle cx="{place(claim.value)}" cy="16" r="4.5" fill="{colour}"/>')
-    shapes.append(f'<text x="6" y="37">{escape(number(left))}</text>')
-    shapes.append(f'<text x="170" y="37" text-anchor="end">{escape(number(right))}</text>')
+    shapes.append(f'<text x="6" y="37">{escape(short(left))}</text>')
+    shapes.append(f'<text x="170" y="37" text-anchor="end">{escape(short(right))}</text>')
     return f'<svg class="bar" viewBox="0 0 176 40" aria-hidden="true">{"".join(shapes)}</svg>'
 
 
@@ -237,10 +238,9 @@ def _heatmap(heatmap: Heatmap) -> str:
         cells = []
         for value in values:
             strength = 100 * (value - low) / span if math.isfinite(value) else 0.0
-            colour = f"background:color-mix(in srgb, var(--c1) {8 + 0.72 * strength:.0f}%, var(--card))"
-            ink = ";color:#fff" if strength > 62 else ""
+            colour = f"background:color-mix(in srgb, var(--c1) {6 + 0.52 * strength:.0f}%, var(--card))"
             text = escape(number(value))
-            cells.append(f'<td style="{colour}{ink}" title="{text}">{text if show else ""}</td>')
+            cells.append(f'<td style="{colour}" title="{text}">{text if show else ""}</td>')
         rows.append(f"<tr><th>{escape(label)}</th>{''.join(cells)}</tr>")
     return (
         f'<h3>{escape(heatmap.title)}</h3><div class="scroll"><table class="heat"><thead><tr><th></th>{head}</tr></thead>'
@@ -265,7 +265,7 @@ def _sample(sample: Sample) -> str:
 
 def _reproduce(report: Report) -> str:
     versions = ", ".join(f"{name}{with_space(value)}" for name, value in report.versions.items())
-    return f"""<p>The same numbers come out of the same command on the same machine and versions:</p>
+    return f"""<p>This command makes the run again; on the same machine and versions, to the same numbers:</p>
 <code class="command">{escape(report.command)}</code>
 <p class="note">Seed {report.seed}. {escape(report.hardware)}. {escape(versions)}.</p>"""
 

@@ -19,6 +19,7 @@ from twofold.report.text import (
     number,
     prose_markdown,
     seconds,
+    short,
     slug,
     tokens_per_second,
     verdict_line,
@@ -61,7 +62,7 @@ def _claims(claims: list[Claim]) -> str:
     rows = []
     for claim in claims:
         sign = "≥" if claim.direction == "at least" else "≤"
-        target = f"{sign} {number(claim.target, claim.unit)}" if claim.target is not None else ""
+        target = f"{sign} {short(claim.target, claim.unit)}" if claim.target is not None else ""
         measured = f"{number(claim.value, claim.unit)} {interval(claim.low, claim.high)}".strip()
         statement = f"**{cell_markdown(claim.name)}**: {cell_markdown(claim.statement)}"
         rows.append([MARKS[claim.verdict], statement, measured, target, cell_markdown(claim.note)])

@@ -43,7 +43,7 @@ LIGHT = {
 }
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 MAX_POINTS = 800
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -67,9 +67,10 @@ def standalone_svg(plot: Plot) -> str:
 
 def _draw(plot: Plot) -> str:
     salt = digest(plot.model_dump(mode="json"))
-    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+    style: Any = {**STYLE, "svg.hashsalt": salt}
+    with mpl.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs missing from the measuring font; the browser has its own
-        figure = Figure(figsize=(6.0, 3.7), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         figure.patch.set_alpha(0)

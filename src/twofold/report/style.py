@@ -35,9 +35,9 @@ p, ul { margin: .6rem 0; max-width: 44rem; text-wrap: pretty; }
 .note { font-size: .86rem; color: var(--muted); margin: .4rem 0 0; line-height: 1.5; }
 .command { display: block; background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem;
   margin: 1rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .88rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1px; margin: 1.4rem 0 0;
+.facts { display: flex; flex-wrap: wrap; gap: 1px; margin: 1.4rem 0 0;
   background: var(--line); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
-.facts div { background: var(--card); padding: .7rem 1rem; }
+.facts div { flex: 1 1 9.5rem; background: var(--card); padding: .7rem 1rem; }
 .facts dt { font-size: .74rem; color: var(--muted); letter-spacing: .02em; }
 .facts dd { margin: .1rem 0 0; font-size: .95rem; font-weight: 600; overflow-wrap: anywhere; line-height: 1.35; }
 .scroll { overflow-x: auto; }
@@ -48,6 +48,7 @@ th:last-child, td:last-child { padding-right: 0; }
 tbody tr:last-child td { border-bottom: none; }
 tfoot td { font-weight: 600; border-top: 2px solid var(--line); border-bottom: none; }
 .num { text-align: right; white-space: nowrap; }
+.num + :not(.num) { padding-left: 1.2rem; }
 .claims td { padding-top: .8rem; padding-bottom: .8rem; }
 .claims b { font-weight: 600; }
 .claims .num { font-weight: 600; }
@@ -86,6 +87,11 @@ footer { margin-top: 4rem; padding-top: 1.2rem; border-top: 1px solid var(--line
     overflow-x: auto; }
   nav ol { display: flex; gap: 1.1rem; border: none; white-space: nowrap; }
   nav a { padding: 0; border: none; margin: 0; } header { padding-top: 1.6rem; } }
-@media (max-width: 44rem) { .layout { padding: 0 1rem 3rem; } h1 { font-size: 1.65rem; } .claims .wide { display: none; } }
+@media (max-width: 44rem) { .layout { padding: 0 1rem 3rem; } h1 { font-size: 1.65rem; }
+  .claims thead { display: none; }
+  .claims tr { display: grid; grid-template-columns: 1fr auto auto; column-gap: 1rem; padding: .9rem 0; border-bottom: 1px solid var(--line); }
+  .claims td { border: none; padding: .15rem 0; } .claims td:nth-child(2) { grid-column: 1 / -1; order: 1; }
+  .claims .num + .num { padding-left: 0; color: var(--muted); }
+  .claims .wide { grid-column: 1 / -1; order: 2; } .claims .note { margin-top: .2rem; } }
 @media print { nav { display: none; } .layout { display: block; } figure, .sample { break-inside: avoid; } }
 """

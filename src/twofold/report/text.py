@@ -33,6 +33,11 @@ def number(value: float | None, unit: str = "") -> str:
     return text.replace("-", "\u2212") + with_space(unit)
 
 
+def short(value: float, unit: str = "") -> str:
+    """A number without trailing zeros, for targets and axis ends, which are round by choice."""
+    return f"{value:,.10g}".replace("-", "\u2212") + with_space(unit)
+
+
 def with_space(unit: str) -> str:
     """The unit after a no-break space, or nothing."""
     return f"\u00a0{unit}" if unit else ""

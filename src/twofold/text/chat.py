@@ -181,6 +181,16 @@ class Renderer:
         """Token ids of the conversation and the header of the next assistant turn."""
         return self.render(messages, tools, thinking=thinking, add_generation_prompt=True).token_ids
 
+    def tool_result_ids(self, results: Sequence[str], *, thinking: bool = True) -> list[int]:
+        """Tokens that follow an assistant turn ended by ``<|im_end|>``: its tools' results and the next header.
+
+        Appending them to a sampled trajectory gives the prompt of the next turn without re-encoding anything.
+        """
+        pieces = [_Piece("\n", "assistant", "header")]
+        for index, result in enumerate(results):
+            pieces += _tool_result(Message("tool", result), index == 0, index == len(results) - 1)
+        return self._encode(pieces + self._generation_prompt(thinking)).token_ids
+
     @property
     def stop_ids(self) -> list[int]:
         """Tokens of ``policy.stop_text``; InputError when the tokenizer has no think tokens."""

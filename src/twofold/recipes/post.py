@@ -1,0 +1,293 @@
+"""Post-training in four stages: cold start, reasoning RL, thinking-mode fusion, general RL, and the direct control.
+
+Each function is one stage of a chain: it reads finished artefacts, trains with the one loop, and writes a complete
+model folder plus what the report needs. Sizes and rates are the recipe's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from twofold.base.config import Config
+from twofold.base.files import read_jsonl, write_json, write_jsonl
+from twofold.base.records import Message, SamplingParams
+from twofold.engine.engine import Engine
+from twofold.engine.rows import ThinkTokens
+from twofold.model.qwen3 import Qwen3
+from twofold.model.weights import load_weights
+from twofold.post import synth
+from twofold.post.rewards import general_reward, reasoning_reward
+from twofold.post.rl import RLConfig, RolloutSource
+from twofold.post.sft import ChatSource
+from twofold.post.synth import FusionMaker, Response
+from twofold.recipes.chain import StageContext
+from twofold.recipes.pretrain import run_training, save_model
+from twofold.tasks.base import Item, Task, sample_items
+from twofold.tasks.families import corrupt, default_families
+from twofold.tasks.gym import GymTask
+from twofold.tasks.instruct import AnswerFormat, AnswerLength
+from twofold.tasks.query import FLAG_PATTERNS, SYSTEM_PATTERNS, Query, flagged, single, user_turns, with_tools
+from twofold.tasks.tools import Calc
+from twofold.text.chat import Rendered, Renderer
+from twofold.text.tokenizer import Tokenizer
+from twofold.train.loop import OptimConfig
+from twofold.train.objectives import CrossEntropy, PolicyGradient
+
+
+class SFTConfig(Config):
+    """A supervised stage: ``steps`` updates of ``batch_size`` conversations."""
+
+    optim: OptimConfig
+    steps: int
+    batch_size: int = 32
+
+
+class ColdStartConfig(SFTConfig):
+    """Cold start; queries are drawn per family, then filtered and balanced."""
+
+    queries_per_family: int = 400
+    kept_per_family: int = 300
+    traces_per_query: int = 2
+    bad_share: float = 0.1  # spoiled candidates mixed in, so that the filters have something to catch
+
+
+class FusionConfig(SFTConfig):
+    """Fusion: how many examples of each sort are made."""
+
+    think: int = 700
+    no_think: int = 700
+    hard_switch: int = 200
+    cut_thoughts: int = 300
+    tool_use: int = 60
+
+
+class RLStageConfig(Config):
+    """An RL stage: rollouts, optimiser, and how the query pool is chosen."""
+
+    rl: RLConfig
+    optim: OptimConfig
+    pool_per_family: int = 150
+    pass_rate: tuple[float, float] = (0.05, 0.95)
+    probe_samples: int = 4
+
+
+@dataclass
+class Policy:
+    """A model with its engine and renderer: what every post-training stage starts from."""
+
+    model: Qwen3
+    tokenizer: Tokenizer
+    renderer: Renderer
+    engine: Engine
+
+
+def load_policy(folder: Path, max_rows: int = 512) -> Policy:
+    """Load a model folder and put an engine on it."""
+    model = load_weights(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    renderer = Renderer(tokenizer)
+    opening, closing = tokenizer.think_open, tokenizer.think_close
+    think = None
+    if opening is not None and closing is not None:
+        think = ThinkTokens(opening, closing, tuple(renderer.stop_ids))
+    engine = Engine(model, tokenizer.eos_ids, think, max_rows, tokenizer.vocab_size)
+    return Policy(model, tokenizer, renderer, engine)
+
+
+def families() -> dict[str, Task]:
+    """The own task families by name."""
+    return {task.name: task for task in default_families()}
+
+
+def hard_families() -> list[Task]:
+    """Families that need steps."""
+    return [task for task in default_families() if task.step_by_step]
+
+
+def finish(policy: Policy, context: StageContext, start: Path, result: dict[str, Any]) -> None:
+    """Write the model folder and the stage's result."""
+    save_model(policy.model, policy.tokenizer, start, context.out)
+    write_json(context.out / "result.json", result)
+
+
+def cold_start(context: StageContext) -> None:
+    """Stage 1: long-CoT cold start on filtered solver traces; deliberately short."""
+    config: ColdStartConfig = context.config
+    start = context.inputs["s3"]
+    policy, tasks = load_policy(start), families()
+    drawn = sample_items(default_families(), config.queries_per_family * len(tasks), context.seed + 11, "train")
+    direct = synth.answered_directly(policy.engine, policy.renderer, drawn, tasks)
+    hard = [item for item, known in zip(drawn, direct, strict=True) if not known and tasks[item.family].step_by_step]
+    easy_dropped = Counter(item.family for item, known in zip(drawn, direct, strict=True) if known)
+    items = synth.balance(hard, config.kept_per_family)
+    rng = random.Random(f"cold:{context.seed}")
+    candidates = [r for item in items for r in _candidates(item, config, rng)]
+    responses, reasons = synth.filter_responses(candidates, tasks)
+    examples = [_thinking_example(policy.renderer, response) for response in responses]
+    source = ChatSource(examples, config.batch_size, context.seed)
+    trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
+    write_jsonl(context.out / "queries.jsonl", [asdict(item) for item in items])
+    finish(policy, context, start, {
+        "queries_drawn": len(drawn), "answered_without_thinking": dict(easy_dropped), "queries_kept": len(items),
+        "candidates": len(candidates), "responses_kept": len(responses), "rejected": dict(reasons),
+        "tokens": trainer.tokens, "steps": config.steps,
+    })  # fmt: skip
+
+
+def _candidates(item: Item, config: ColdStartConfig, rng: random.Random) -> list[Response]:
+    out = [Response(item, trace, item.answer) for trace in item.traces[: config.traces_per_query]]
+    if rng.random() < config.bad_share:
+        wrong = str((int(item.answer) + 1) % 10) if item.answer.isdigit() else item.answer[::-1]
+        out.append(Response(item, corrupt(item.traces[0], rng), wrong))
+    return out
+
+
+def _thinking_example(renderer: Renderer, response: Response) -> Rendered:
+    reply = Message("assistant", response.answer, response.reasoning)
+    return renderer.views([Message("user", response.item.prompt), reply])[-1]
+
+
+def direct_control(context: StageContext) -> None:
+    """The control arm: the same base, trained on answers alone with at least as many tokens as the cold start."""
+    config: SFTConfig = context.config
+    start = context.inputs["s3"]
+    policy = load_policy(start)
+    items = [Item(**row) for row in read_jsonl(context.inputs["cold_start"] / "queries.jsonl")]
+    examples = [
+        policy.renderer.views([Message("user", item.prompt), Message("assistant", item.answer)])[-1] for item in items
+    ]
+    source = ChatSource(examples, config.batch_size, context.seed)
+    trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
+    finish(policy, context, start, {"tokens": trainer.tokens, "steps": config.steps})
+
+
+def reasoning_rl(context: StageContext) -> None:
+    """Stage 2: GRPO with rule verifiers on queries unseen in the cold start and learnable for it."""
+    config: RLStageConfig = context.config
+    start = context.inputs["cold_start"]
+    policy = load_policy(start)
+    seen = {row["key"] for row in read_jsonl(start / "queries.jsonl")}
+    pool = query_pool(hard_families(), config.pool_per_family, context.seed + 22, seen)
+    params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
+    queries, rates = synth.learnable(policy.engine, policy.renderer, pool, params, *config.pass_rate)
+    result = train_rl(context, policy, queries, reasoning_reward)
+    result |= {"pool": len(pool), "learnable": len(queries), "mean_pass_rate": sum(rates) / len(rates)}
+    finish(policy, context, start, result)
+
+
+def query_pool(tasks: Sequence[Task], per_family: int, seed: int, seen: set[str]) -> list[Query]:
+    """Thinking queries without a flag whose keys were not used before."""
+    by_name = {task.name: task for task in tasks}
+    items = sample_items(list(tasks), 4 * per_family * len(tasks), seed, "train")
+    fresh = synth.balance([item for item in items if item.key not in seen], per_family)
+    return [single(item, by_name[item.family]) for item in fresh]
+
+
+def train_rl(context: StageContext, policy: Policy, queries: Sequence[Query], reward: Any) -> dict[str, Any]:
+    """Run the RL source through the one loop; returns the cost counters."""
+    config: RLStageConfig = context.config
+    rl = config.rl
+    objective = PolicyGradient(rl.kind, rl.clip_low, rl.clip_high, kl_coef=rl.kl_coef)
+    source = RolloutSource(policy.engine, policy.renderer, queries, reward, objective, rl, context.seed)
+    policy.model.train()
+    trainer = run_training(context, policy.model, source, objective, config.optim, rl.steps * rl.minibatches)
+    return {
+        "tokens": trainer.tokens,
+        "generated_tokens": policy.engine.generated_tokens,
+        "steps": rl.steps,
+        "queries": len(queries),
+    }
+
+
+def fusion(context: StageContext) -> None:
+    """Stage 3: thinking by rejection from the stage-2 model on stage-1 queries, direct answers, flags, cut thoughts."""
+    config: FusionConfig = context.config
+    start = context.inputs["rl"]
+    policy, tasks = load_policy(start), families()
+    stage1 = [Item(**row) for row in read_jsonl(context.inputs["cold_start"] / "queries.jsonl")]
+    picks = sample_items([tasks["pick"]], len(stage1) // 3, context.seed + 33, "train")
+    params = SamplingParams(0.6, max_tokens=128, n=2, seed=context.seed)
+    responses, reasons = synth.rejection_sample(policy.engine, policy.renderer, stage1, tasks, params)
+    responses += [Response(item, item.traces[0], item.answer) for item in picks]
+    direct = sample_items(default_families(), config.no_think, context.seed + 34, "train")
+    direct += sample_items([tasks["pick"]], config.no_think, context.seed + 35, "train")
+    examples = _fusion_examples(FusionMaker(policy.renderer, tasks, responses, context.seed), config, direct)
+    source = ChatSource(examples, config.batch_size, context.seed)
+    trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
+    finish(policy, context, start, {
+        "asked": len(stage1), "rejection_kept": len(responses) - len(picks), "rejected": dict(reasons),
+        "examples": len(examples), "tokens": trainer.tokens, "steps": config.steps,
+    })  # fmt: skip
+
+
+def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[Item]) -> list[Rendered]:
+    rng, calc = maker.rng, Calc()
+    on = [p for p in maker.patterns if _calls_for(p) == "think"]
+    off = [p for p in maker.patterns if _calls_for(p) == "no_think"]
+    examples: list[Rendered] = []
+    for number in range(config.think):
+        pattern = "no flag" if number % 3 == 0 else "/think" if number % 3 == 1 else rng.choice(on)
+        examples += maker.conversation(pattern, direct)
+    for number in range(config.no_think):
+        examples += maker.conversation("/no_think" if number % 2 else rng.choice(off), direct)
+    examples += [maker.hard_switch(rng.choice(direct)) for _ in range(config.hard_switch)]
+    examples += [maker.cut_thought(rng.choice(maker.responses)) for _ in range(config.cut_thoughts)]
+    for number, item in enumerate(sample_items([calc], config.tool_use, rng.randrange(2**31), "train")):
+        examples += maker.tool_use(item, calc, thinking=number % 2 == 0)
+    return examples
+
+
+def _calls_for(pattern: str) -> str:
+    item = Item("", "q", "a", (), "")
+    turns = [(item, default_families()[0])] * user_turns(pattern)
+    return flagged(turns, pattern, random.Random(0)).mode
+
+
+def general_rl(context: StageContext) -> None:
+    """Stage 4: RL over several task kinds at once, with what fusion left untaught among them."""
+    config: RLStageConfig = context.config
+    start = context.inputs["fusion"]
+    policy = load_policy(start)
+    queries = general_queries(config.pool_per_family, context.seed + 44, "train")
+    result = train_rl(context, policy, queries, general_reward)
+    finish(policy, context, start, result)
+
+
+def general_queries(per_kind: int, seed: int, split: Any) -> list[Query]:
+    """A balanced mix: both modes, all flag patterns, formats, lengths, a tool, and an answer compared by reference."""
+    rng, tasks = random.Random(f"general:{seed}:{split}"), families()
+    plain = list(tasks.values())
+    hard, easy, calc = hard_families(), tasks["pick"], Calc()
+    spell = GymTask("spell_backward", (("min_word_len", 3),), (("max_word_len", 3, 4),), step_by_step=False)
+    out: list[Query] = []
+    for item in sample_items(hard, 2 * per_kind, seed + 1, split):
+        out.append(single(item, tasks[item.family], rng.choice(["think", None]), kind="think"))
+    for item in sample_items([easy], per_kind, seed + 2, split):
+        out.append(single(item, easy, "no_think", kind="direct"))
+    for task in (AnswerFormat((easy,)), AnswerLength((easy,))):
+        for item in sample_items([task], per_kind, seed + 3, split):
+            out.append(single(item, task, rng.choice(["no_think", "think"])))
+    for number, item in enumerate(sample_items([calc], per_kind, seed + 4, split)):
+        out.append(with_tools(item, calc, "think" if number % 2 else "no_think"))
+    for item in sample_items([spell], per_kind, seed + 5, split):
+        out.append(single(item, spell, "no_think", kind="reference"))
+    out += mode_queries(SYSTEM_PATTERNS, 2 * per_kind, seed + 6, split)
+    out += mode_queries(tuple(FLAG_PATTERNS), per_kind, seed + 7, split)
+    return out
+
+
+def mode_queries(patterns: Sequence[str], count: int, seed: int, split: Any) -> list[Query]:
+    """Conversations with soft switches in the given patterns, taken in turn."""
+    rng, tasks = random.Random(f"modes:{seed}:{split}"), families()
+    items = sample_items(list(tasks.values()), 3 * count, seed, split)
+    out = []
+    for number in range(count):
+        pattern = patterns[number % len(patterns)]
+        chosen = items[3 * number : 3 * number + user_turns(pattern)]
+        out.append(flagged([(item, tasks[item.family]) for item in chosen], pattern, rng))
+    return out

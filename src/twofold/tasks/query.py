@@ -1,0 +1,103 @@
+"""A query: one task item posed as a conversation in one mode, with what a good reply must look like.
+
+Evaluation, rewards, distillation and synthetic data all start from queries, so they agree on what was asked.
+Soft switches are plain text; what mode a query calls for is worked out from the last one. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twofold.base.records import Message
+from twofold.tasks.base import Item, Task
+from twofold.tasks.tools import ToolTask
+from twofold.text.messages import last_flag
+
+Mode = Literal["think", "no_think"]
+FLAG = {"think": " /think", "no_think": " /no_think"}
+
+
+@dataclass(frozen=True)
+class Query:
+    """``messages`` end with the user turn to be answered. ``kind`` names the query's sort for balance and reports.
+
+    hard_switch: the prompt pre-fills the empty think block (``enable_thinking=False``). tools: offered, or None.
+    """
+
+    kind: str
+    messages: tuple[Message, ...]
+    item: Item
+    task: Task
+    hard_switch: bool = False
+    tools: ToolTask | None = field(default=None)
+
+    @property
+    def mode(self) -> Mode:
+        """The mode the model must use: the hard switch, else the last soft switch, else thinking."""
+        if self.hard_switch:
+            return "no_think"
+        return last_flag(self.messages) or "think"
+
+
+def single(item: Item, task: Task, flag: Mode | None = None, hard_switch: bool = False, kind: str = "") -> Query:
+    """One user turn, with a soft switch after it if ``flag`` is given."""
+    text = item.prompt + (FLAG[flag] if flag else "")
+    return Query(kind or item.family, (Message("user", text),), item, task, hard_switch)
+
+
+def with_tools(item: Item, task: ToolTask, flag: Mode | None = None) -> Query:
+    """One user turn with the task's tools on offer."""
+    text = item.prompt + (FLAG[flag] if flag else "")
+    return Query("tool", (Message("user", text),), item, task, False, task)
+
+
+# Flag patterns over turns: "u" a user turn, "s" a system turn; "+" /think, "-" /no_think, in order.
+FLAG_PATTERNS: dict[str, tuple[str, ...]] = {
+    "no flag": ("u",),
+    "/think": ("u+",),
+    "/no_think": ("u-",),
+    "conflict, last /no_think": ("u+-",),
+    "conflict, last /think": ("u-+",),
+    "three flags": ("u-+-",),
+    "earlier turn /no_think": ("u-", "u"),
+    "earlier turn /think": ("u+", "u"),
+    "turned on again": ("u-", "u+"),
+    "turned off again": ("u+", "u-"),
+    "three turns": ("u-", "u+", "u-"),
+    "system /no_think": ("s-", "u"),
+    "system /think": ("s+", "u"),
+    "system against user": ("s-", "u+"),
+    "system against user, off": ("s+", "u-"),
+}
+SYSTEM_PATTERNS = tuple(name for name, turns in FLAG_PATTERNS.items() if turns[0].startswith("s"))
+
+
+def flagged(items: Sequence[tuple[Item, Task]], pattern: str, rng: random.Random) -> Query:
+    """A conversation with the flags of ``pattern``; its last user turn asks the last item.
+
+    Args:
+        items: one (item, task) for each user turn. Earlier turns are answered by the solver (thinking is stripped
+            from history, so only answers show).
+    """
+    turns = FLAG_PATTERNS[pattern]
+    messages: list[Message] = []
+    asked = iter(items)
+    item, task = items[0]
+    for number, turn in enumerate(turns):
+        flags = "".join(FLAG["think" if sign == "+" else "no_think"] for sign in turn[1:])
+        if turn[0] == "s":
+            messages.append(Message("system", flags.strip()))
+            continue
+        item, task = next(asked)
+        messages.append(Message("user", item.prompt + flags))
+        if number < len(turns) - 1:
+            messages.append(Message("assistant", item.answer))
+    return Query(f"mode: {pattern}", tuple(messages), item, task)
+
+
+def user_turns(pattern: str) -> int:
+    """How many items ``flagged`` needs for a pattern."""
+    return sum(turn[0] == "u" for turn in FLAG_PATTERNS[pattern])

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import re
+
+from twofold.report.markdown import plot_files, render_markdown
+from twofold.report.model import Report
+
+
+def test_the_document_shows_everything(report: Report) -> None:
+    text = render_markdown(report)
+    for words in ("# Twofold tiny", "✅ holds", "❌ does not hold", "⚪ not judged", "1.72\u00a0M", "## Data card"):
+        assert words in text
+    assert report.command in text and "E0+1=1 B1+5=6" in text
+    for section in report.sections:
+        assert f"## {section.title}" in text
+
+
+def test_tables_keep_their_columns_and_html_is_harmless(report: Report) -> None:
+    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", render_markdown(report), flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside
+    width = None
+    for line in outside.splitlines():
+        if not line.startswith("|"):
+            width = None
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        assert width in (None, cells), line
+        width = cells
+
+
+def test_plots_are_referred_to_by_the_files_written(report: Report) -> None:
+    names = list(plot_files(report))
+    assert names == ["loss.svg", "bits-per-byte-by-position.svg", "budget-curve.svg", "strong-to-weak.svg"]
+    assert re.findall(r"\(plots/([^)]+)\)", render_markdown(report)) == names
