@@ -100,10 +100,10 @@ class Engine:
 
     def cache(self, rows: int, capacity: int) -> KVCache:
         """A row cache at least this large, re-used between calls."""
-        if self._cache is None or self._cache.rows < rows or self._cache.capacity < capacity:
-            capacity = -(-capacity // 64) * 64
+        dtype, held = self.model.attention_dtype, self._cache
+        if held is None or held.rows < rows or held.capacity < capacity or held.dtype != dtype:
             self._cache = None  # free the old one first
-            self._cache = KVCache(self.model.config, rows, capacity)
+            self._cache = KVCache(self.model.config, rows, -(-capacity // 64) * 64, dtype)
         return self._cache
 
     def check(self, index: int, request: Request) -> None:

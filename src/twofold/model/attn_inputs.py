@@ -22,7 +22,7 @@ class KVCache:
     """Keys and values of R sequences, per layer two tensors [R, K, C, H]."""
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype = torch.float32) -> None:
-        self.rows, self.capacity = rows, capacity
+        self.rows, self.capacity, self.dtype = rows, capacity, dtype
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
         layers = range(config.num_hidden_layers)
         self.layers = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in layers]
@@ -93,7 +93,7 @@ class AttnInputs:
         if length > cache.capacity:
             raise ValueError(f"{length} tokens do not fit a cache of {cache.capacity}")
         visible = torch.arange(length)[None] <= places_R[:, None]
-        mask = torch.zeros(rows, length).masked_fill_(~visible, -math.inf)
+        mask = torch.zeros(rows, length, dtype=cache.dtype).masked_fill_(~visible, -math.inf)
         row = torch.arange(rows)
         return cls(list(range(rows + 1)), None, cache, row, None, row, places_R, mask)
 

@@ -45,6 +45,8 @@ class ModelConfig(Config):
             raise ValueError(f"num_experts_per_tok must be in 1..{self.num_experts}, got {self.num_experts_per_tok}")
         if self.num_experts and self.moe_intermediate_size < 1:
             raise ValueError("moe_intermediate_size must be given when num_experts > 0")
+        if self.decoder_sparse_step < 1:
+            raise ValueError(f"decoder_sparse_step must be >= 1, got {self.decoder_sparse_step}")
         return self
 
     def is_moe_layer(self, layer: int) -> bool:

@@ -125,12 +125,16 @@ def config_from_hf(values: dict[str, Any], origin: str) -> ModelConfig:
     model_type = values.get("model_type")
     if model_type not in ("qwen3", "qwen3_moe"):
         raise InputError(f"{origin}: model_type {model_type!r} is not supported; expected qwen3 or qwen3_moe")
-    for key, harmless in (("rope_scaling", None), ("attention_bias", False), ("use_sliding_window", False)):
-        if values.get(key, harmless) != harmless:
+    supported = {"rope_scaling": None, "attention_bias": False, "use_sliding_window": False, "hidden_act": "silu"}
+    for key, value in supported.items():
+        if values.get(key, value) != value:
             raise InputError(f"{origin}: {key} = {values[key]!r} is not supported yet")
     known = {name: values[name] for name in ModelConfig.model_fields if name in values}
-    if "rope_theta" not in known and "rope_parameters" in values:  # transformers 5 moved it
-        known["rope_theta"] = values["rope_parameters"]["rope_theta"]
+    rope = values.get("rope_parameters") or {}  # where transformers 5 keeps the base and any scaling
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(f"{origin}: rope_type = {rope['rope_type']!r} is not supported yet")
+    if "rope_theta" not in known and "rope_theta" in rope:
+        known["rope_theta"] = rope["rope_theta"]
     if model_type == "qwen3":
         known["num_experts"] = 0
     try:
@@ -162,7 +166,7 @@ def load_weights(folder: Path) -> Qwen3:
     try:
         config = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
         tensors = load_file(weights)
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InputError(f"{folder} is damaged: {error}") from None
     model = Qwen3(config)
     from_hf(model, tensors, str(weights))

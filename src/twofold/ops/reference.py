@@ -121,7 +121,8 @@ def filter_logits(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch
         order = logits.argsort(descending=True, stable=True)
         keep = order[: k or len(order)]
         probs = logits[keep].softmax(-1)
-        keep = keep[(probs.cumsum(-1) - probs) < p]  # the first token is always kept
+        if p < 1:
+            keep = keep[(probs.cumsum(-1) - probs) < p]  # the first token is always kept
         out = torch.full_like(logits, -math.inf)
         out[keep] = logits[keep]
         rows.append(out)

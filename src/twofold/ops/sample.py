@@ -39,7 +39,9 @@ def filter_logits(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch
     limit = torch.where(top_k_R > 0, top_k_R, logits_RV.shape[-1])[:, None]
     ordered = ordered.masked_fill(torch.arange(ordered.shape[-1], device=ordered.device)[None] >= limit, -math.inf)
     probs = ordered.softmax(-1)
-    ordered = ordered.masked_fill((probs.cumsum(-1) - probs) >= top_p_R[:, None], -math.inf)
+    # Off must be exactly off: a rounded cumulative sum reaches 1 before the last tokens do.
+    share = torch.where(top_p_R < 1, top_p_R, math.inf)[:, None]
+    ordered = ordered.masked_fill((probs.cumsum(-1) - probs) >= share, -math.inf)
     return torch.full_like(logits_RV, -math.inf).scatter(-1, order, ordered)
 
 

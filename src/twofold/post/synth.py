@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofold.base.records import Message, Request, SamplingParams
+from twofold.data.tasktext import item_text
 from twofold.engine.engine import Engine
 from twofold.episodes.play import play
 from twofold.tasks.base import Item, Task, held_out
@@ -90,6 +91,20 @@ def filter_responses(responses: Sequence[Response], tasks: dict[str, Task]) -> t
         else:
             reasons[reason] += 1
     return kept, reasons
+
+
+def most_natural(engine: Engine, renderer: Renderer, responses: Sequence[Response], per_item: int) -> list[Response]:
+    """Of each item's responses the ``per_item`` that the base model finds most likely per token, in item order.
+
+    A deliberately short cold start should call up what pre-training laid down, not teach another style.
+    """
+    tokenizer = renderer.tokenizer
+    texts = [tokenizer.encode(item_text(r.item, r.reasoning)) for r in responses]
+    means = [float(scores.mean()) for scores in engine.score(texts)]
+    by_item: dict[str, list[tuple[float, int]]] = {}
+    for index, response in enumerate(responses):
+        by_item.setdefault(response.item.prompt, []).append((-means[index], index))
+    return [responses[index] for rows in by_item.values() for _, index in sorted(rows)[:per_item]]
 
 
 def rejection_sample(

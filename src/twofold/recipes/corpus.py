@@ -19,7 +19,7 @@ from twofold.data.shards import Shard, write_shard
 from twofold.data.tasktext import item_text, task_documents
 from twofold.eval.language import ProbeDocument
 from twofold.recipes.chain import StageContext
-from twofold.tasks.base import Task, canonical_key, draw_item, sample_items
+from twofold.tasks.base import Task, canonical_key, sample_items
 from twofold.tasks.families import default_families
 from twofold.tasks.gym import gym_families
 from twofold.tasks.instruct import AnswerFormat, AnswerLength
@@ -34,13 +34,17 @@ class DataConfig(Config):
 
     vocab_size: int = 1024
     general_tasks: int = 8000
-    reasoning_tasks: int = 44000
-    instruction_share: float = 0.12
+    reasoning_tasks: int = 56000
+    easy_share: float = 0.2
+    easy_think_share: float = 0.3
+    instruction_share: float = 0.08
     gym_documents: int = 3000
+    short_retrieval_documents: int = 1600
+    short_retrieval_chars: int = 520
     retrieval_documents: int = 150
     retrieval_chars: int = 2600
     probe_documents: int = 60
-    think_share: float = 0.7
+    think_share: float = 0.85
     tokenizer_chars: int = 3000
 
 
@@ -58,19 +62,21 @@ def build_data(context: StageContext) -> None:
     tokenizer.save(context.out / "tokenizer", CHAT_TEMPLATE)
     context.progress.update(3)
     filler = [line for document in train for line in document.text.splitlines()]
-    retrieval = [text for text, _ in _retrieval(config, filler, config.retrieval_documents, f"train:{context.seed}")]
+    short = (config.short_retrieval_documents, config.short_retrieval_chars, (3, 7))
+    long = (config.retrieval_documents, config.retrieval_chars, (6, 14))
     texts = {
         "text": [document.text for document in train],
         "held_out": [document.text for document in held_out],
         "tasks_general": general,
         "tasks_reasoning": reasoning,
         "gym": gym,
-        "retrieval": retrieval,
+        "retrieval_short": [text for text, _ in _retrieval(filler, *short, f"short:{context.seed}")],
+        "retrieval": [text for text, _ in _retrieval(filler, *long, f"long:{context.seed}")],
     }
     shards = {name: _write(context.out / name, tokenizer, rows) for name, rows in texts.items()}
     context.progress.update(4)
     held_filler = [line for document in held_out for line in document.text.splitlines()]
-    probes = _retrieval(config, held_filler, config.probe_documents, "probe")
+    probes = _retrieval(held_filler, config.probe_documents, config.retrieval_chars, (6, 14), "probe")
     write_jsonl(context.out / "probes.jsonl", [_probe(tokenizer, text, answers) for text, answers in probes])
     write_jsonl(context.out / "dropped.jsonl", [d._asdict() for d in dropped])
     write_json(context.out / "card.json", _card(shards, texts, dropped))
@@ -88,17 +94,19 @@ def _text_documents(seed: int) -> tuple[list[corpus.Document], list[corpus.Docum
 
 
 def _task_texts(count: int, seed: int, config: DataConfig, curriculum: bool) -> Iterable[str]:
-    """Plain items, with a share of items that carry an instruction about the answer's form."""
-    plain = default_families()
-    instructed: list[Task] = [AnswerFormat(tuple(plain)), AnswerLength(tuple(plain))]
-    rng = random.Random(f"instructed:{seed}")
-    documents = task_documents(plain, count, seed, config.think_share, curriculum)
-    for document in documents:
-        if rng.random() < config.instruction_share:
-            item = draw_item(rng.choice(instructed), rng, "train", 1.0 if not curriculum else 0.5)
-            yield item_text(item, item.traces[0] if rng.random() < config.think_share else None)
-        else:
-            yield document
+    """Step-by-step items mostly with their steps, easy ones mostly without, and some with an instruction about form."""
+    hard = [task for task in default_families() if task.step_by_step]
+    easy = [task for task in default_families() if not task.step_by_step]
+    instructed: list[Task] = [AnswerFormat(tuple(easy)), AnswerLength(tuple(easy))]
+    rng = random.Random(f"mix:{seed}")
+    kinds = {
+        "hard": task_documents(hard, count, seed, config.think_share, curriculum),
+        "easy": task_documents(easy, count, seed + 1, config.easy_think_share, curriculum),
+        "instructed": task_documents(instructed, count, seed + 2, config.easy_think_share, curriculum=False),
+    }
+    weights = [1 - config.easy_share - config.instruction_share, config.easy_share, config.instruction_share]
+    for _ in range(count):
+        yield next(kinds[rng.choices(list(kinds), weights)[0]])
 
 
 def _train_tokenizer(train: Sequence[corpus.Document], tasks: Sequence[str], config: DataConfig) -> Tokenizer:
@@ -109,12 +117,15 @@ def _train_tokenizer(train: Sequence[corpus.Document], tasks: Sequence[str], con
     return Tokenizer.train([*pieces, *tasks[:4000], *(fixed * 400)], config.vocab_size)
 
 
-def _retrieval(config: DataConfig, filler: Sequence[str], count: int, seed: str) -> list[tuple[str, list[Answer]]]:
+def _retrieval(
+    filler: Sequence[str], count: int, chars: int, facts: tuple[int, int], seed: str
+) -> list[tuple[str, list[Answer]]]:
+    """Documents of about ``chars`` characters with a number of planted facts in the given range, each asked twice."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
-        facts = rng.randint(6, 14)
-        made.append(make_retrieval_document(rng, filler, config.retrieval_chars, facts, 2 * facts))
+        planted = rng.randint(*facts)
+        made.append(make_retrieval_document(rng, filler, chars, planted, 2 * planted))
     return made
 
 
@@ -137,7 +148,7 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> Shard:
 
 
 def _card(shards: dict[str, Shard], texts: dict[str, list[str]], dropped: list[dedup.Dropped]) -> dict:
-    licences = {"text": corpus.LICENCE, "held_out": corpus.LICENCE, "retrieval": corpus.LICENCE, "gym": "Apache-2.0"}
+    licences = {name: corpus.LICENCE for name in ("text", "held_out", "retrieval_short", "retrieval")} | {"gym": "Apache-2.0"}
     entries = [
         CardEntry(
             name=name,

@@ -79,7 +79,7 @@ def off_policy(context: StageContext) -> None:
     source = ChatSource(examples, config.batch_size, context.seed)
     trainer = run_training(context, student.model, source, CrossEntropy(), config.optim, config.steps)
     cost = flops(student, trainer.tokens, 0) + flops(teacher, 0, teacher.engine.generated_tokens)
-    finish(student, context, start, {"examples": len(examples), "tokens": trainer.tokens, "flops": cost})
+    finish(student, context, {"examples": len(examples), "tokens": trainer.tokens, "flops": cost})
 
 
 def _teacher_example(renderer: Renderer, trajectory: Any) -> Rendered | None:
@@ -94,8 +94,7 @@ def _teacher_example(renderer: Renderer, trajectory: Any) -> Rendered | None:
 def on_policy(context: StageContext) -> None:
     """Phase 2: the student samples in either mode, the teacher's distribution is the target."""
     config: OnPolicyConfig = context.config
-    start = context.inputs["student_sft"]
-    student, teacher = load_policy(start), load_policy(context.inputs["general_rl"])
+    student, teacher = load_policy(context.inputs["student_sft"], exact=True), load_policy(context.inputs["general_rl"])
     teacher.model.requires_grad_(False)
     queries = mixed_queries(config.queries, config.think_share, context.seed + 66)
     source = DistillSource(student.engine, student.renderer, queries, config.distill, context.seed)
@@ -103,17 +102,16 @@ def on_policy(context: StageContext) -> None:
     trainer = run_training(context, student.model, source, objective, config.optim, config.distill.steps)
     generated = student.engine.generated_tokens
     cost = flops(student, trainer.tokens, generated) + flops(teacher, 0, 0, trainer.tokens)
-    finish(student, context, start, {"tokens": trainer.tokens, "generated_tokens": generated, "flops": cost})
+    finish(student, context, {"tokens": trainer.tokens, "generated_tokens": generated, "flops": cost})
 
 
 def student_rl(context: StageContext) -> None:
     """The arm to compare with: RL on the same student, thinking queries only."""
     config: RLStageConfig = context.config
-    start = context.inputs["student_sft"]
-    student = load_policy(start)
+    student = load_policy(context.inputs["student_sft"], exact=True)
     tasks = families()
     items = sample_items(hard_families(), config.pool_per_family * len(hard_families()), context.seed + 77, "train")
     queries = [single(item, tasks[item.family], "think") for item in items]
     result = train_rl(context, student, queries, reasoning_reward)
     cost = flops(student, result["tokens"], result["generated_tokens"])
-    finish(student, context, start, result | {"flops": cost})
+    finish(student, context, result | {"flops": cost})

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from twofold.base.config import Config
 from twofold.base.files import read_jsonl, write_json, write_jsonl
 from twofold.base.records import Message, SamplingParams
@@ -52,7 +54,8 @@ class ColdStartConfig(SFTConfig):
 
     queries_per_family: int = 400
     kept_per_family: int = 300
-    traces_per_query: int = 2
+    traces_per_query: int = 3
+    kept_per_query: int = 1
     bad_share: float = 0.1  # spoiled candidates mixed in, so that the filters have something to catch
 
 
@@ -86,9 +89,11 @@ class Policy:
     engine: Engine
 
 
-def load_policy(folder: Path, max_rows: int = 512) -> Policy:
-    """Load a model folder and put an engine on it."""
+def load_policy(folder: Path, max_rows: int = 512, exact: bool = False) -> Policy:
+    """Load a model folder and put an engine on it; ``exact`` makes sampled and trained log-probabilities equal."""
     model = load_weights(folder)
+    if exact:
+        model.set_attention_dtype(torch.float64)
     tokenizer = Tokenizer.from_folder(folder)
     renderer = Renderer(tokenizer)
     opening, closing = tokenizer.think_open, tokenizer.think_close
@@ -109,9 +114,9 @@ def hard_families() -> list[Task]:
     return [task for task in default_families() if task.step_by_step]
 
 
-def finish(policy: Policy, context: StageContext, start: Path, result: dict[str, Any]) -> None:
+def finish(policy: Policy, context: StageContext, result: dict[str, Any]) -> None:
     """Write the model folder and the stage's result."""
-    save_model(policy.model, policy.tokenizer, start, context.out)
+    save_model(policy.model, policy.tokenizer, context.out)
     write_json(context.out / "result.json", result)
 
 
@@ -128,13 +133,14 @@ def cold_start(context: StageContext) -> None:
     rng = random.Random(f"cold:{context.seed}")
     candidates = [r for item in items for r in _candidates(item, config, rng)]
     responses, reasons = synth.filter_responses(candidates, tasks)
-    examples = [_thinking_example(policy.renderer, response) for response in responses]
+    chosen = synth.most_natural(policy.engine, policy.renderer, responses, config.kept_per_query)
+    examples = [_thinking_example(policy.renderer, response) for response in chosen]
     source = ChatSource(examples, config.batch_size, context.seed)
     trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
     write_jsonl(context.out / "queries.jsonl", [asdict(item) for item in items])
-    finish(policy, context, start, {
+    finish(policy, context, {
         "queries_drawn": len(drawn), "answered_without_thinking": dict(easy_dropped), "queries_kept": len(items),
-        "candidates": len(candidates), "responses_kept": len(responses), "rejected": dict(reasons),
+        "candidates": len(candidates), "responses_kept": len(responses), "rejected": dict(reasons), "responses_trained": len(chosen),
         "tokens": trainer.tokens, "steps": config.steps,
     })  # fmt: skip
 
@@ -163,21 +169,21 @@ def direct_control(context: StageContext) -> None:
     ]
     source = ChatSource(examples, config.batch_size, context.seed)
     trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
-    finish(policy, context, start, {"tokens": trainer.tokens, "steps": config.steps})
+    finish(policy, context, {"tokens": trainer.tokens, "steps": config.steps})
 
 
 def reasoning_rl(context: StageContext) -> None:
     """Stage 2: GRPO with rule verifiers on queries unseen in the cold start and learnable for it."""
     config: RLStageConfig = context.config
     start = context.inputs["cold_start"]
-    policy = load_policy(start)
+    policy = load_policy(start, exact=True)
     seen = {row["key"] for row in read_jsonl(start / "queries.jsonl")}
     pool = query_pool(hard_families(), config.pool_per_family, context.seed + 22, seen)
     params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
     queries, rates = synth.learnable(policy.engine, policy.renderer, pool, params, *config.pass_rate)
     result = train_rl(context, policy, queries, reasoning_reward)
     result |= {"pool": len(pool), "learnable": len(queries), "mean_pass_rate": sum(rates) / len(rates)}
-    finish(policy, context, start, result)
+    finish(policy, context, result)
 
 
 def query_pool(tasks: Sequence[Task], per_family: int, seed: int, seen: set[str]) -> list[Query]:
@@ -219,7 +225,7 @@ def fusion(context: StageContext) -> None:
     examples = _fusion_examples(FusionMaker(policy.renderer, tasks, responses, context.seed), config, direct)
     source = ChatSource(examples, config.batch_size, context.seed)
     trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
-    finish(policy, context, start, {
+    finish(policy, context, {
         "asked": len(stage1), "rejection_kept": len(responses) - len(picks), "rejected": dict(reasons),
         "examples": len(examples), "tokens": trainer.tokens, "steps": config.steps,
     })  # fmt: skip
@@ -251,17 +257,15 @@ def _calls_for(pattern: str) -> str:
 def general_rl(context: StageContext) -> None:
     """Stage 4: RL over several task kinds at once, with what fusion left untaught among them."""
     config: RLStageConfig = context.config
-    start = context.inputs["fusion"]
-    policy = load_policy(start)
+    policy = load_policy(context.inputs["fusion"], exact=True)
     queries = general_queries(config.pool_per_family, context.seed + 44, "train")
     result = train_rl(context, policy, queries, general_reward)
-    finish(policy, context, start, result)
+    finish(policy, context, result)
 
 
 def general_queries(per_kind: int, seed: int, split: Any) -> list[Query]:
     """A balanced mix: both modes, all flag patterns, formats, lengths, a tool, and an answer compared by reference."""
     rng, tasks = random.Random(f"general:{seed}:{split}"), families()
-    plain = list(tasks.values())
     hard, easy, calc = hard_families(), tasks["pick"], Calc()
     spell = GymTask("spell_backward", (("min_word_len", 3),), (("max_word_len", 3, 4),), step_by_step=False)
     out: list[Query] = []

@@ -14,14 +14,19 @@ from typing import Any
 import torch
 
 from twofold.base.config import Config
-from twofold.base.files import read_json, read_jsonl, write_json
+from twofold.base.files import read_jsonl, write_json
 from twofold.data.packing import MixtureEntry, PackedSource, eval_windows
 from twofold.data.shards import Shard
+from twofold.data.tasktext import item_text
+from twofold.eval.experts import expert_report
 from twofold.eval.language import ProbeDocument, bits_per_byte, retrieval_accuracy
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import load_weights, save_weights
 from twofold.recipes.chain import StageContext
+from twofold.tasks.base import sample_items
+from twofold.tasks.families import default_families
+from twofold.text.chat import CHAT_TEMPLATE
 from twofold.text.tokenizer import Tokenizer
 from twofold.train.loop import OptimConfig, Trainer
 from twofold.train.objectives import CrossEntropy
@@ -98,10 +103,15 @@ def pretrain(context: StageContext) -> None:
         seed=context.seed,
     )
     steps = max(1, round(config.tokens / config.tokens_per_step))
-    run_training(context, model, source, CrossEntropy(config.balance, config.balance_scope), config.optim, steps)
-    save_model(model, tokenizer, data / "tokenizer", context.out)
+    objective = CrossEntropy(config.balance, config.balance_scope)
+    trainer = run_training(context, model, source, objective, config.optim, steps)
+    save_model(model, tokenizer, context.out)
     result = measure(model, data, tokenizer, config)
+    if model.config.num_experts:
+        result["experts"] = expert_report(model, _documents_by_family(data, tokenizer))
+    flops = trainer.tokens * model.config.flops_per_token(context=config.context / 4, backward=True)
     result |= {"before": before, "tokens_by_source": source.tokens_by_source, "steps": steps}
+    result |= {"tokens": trainer.tokens, "flops": flops}
     write_json(context.out / "result.json", result)
 
 
@@ -133,11 +143,10 @@ def run_training(
     return trainer
 
 
-def save_model(model: Qwen3, tokenizer: Tokenizer, tokenizer_folder: Path, out: Path) -> None:
+def save_model(model: Qwen3, tokenizer: Tokenizer, out: Path) -> None:
     """Write a complete Hugging Face folder: config, weights, tokenizer, chat template, generation defaults."""
     save_weights(model, out)
-    for file in tokenizer_folder.iterdir():
-        shutil.copyfile(file, out / file.name)
+    tokenizer.save(out, CHAT_TEMPLATE)
     defaults = {
         "do_sample": True,
         "temperature": 0.6,
@@ -173,11 +182,14 @@ def measure(model: Qwen3, data: Path, tokenizer: Tokenizer, config: PretrainConf
     return out
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder or data artefact."""
-    return Tokenizer.from_folder(folder if (folder / "tokenizer.json").exists() else folder / "tokenizer")
+def _documents_by_family(data: Path, tokenizer: Tokenizer, count: int = 60) -> dict[str, list[list[int]]]:
+    """Held-out documents of each task family, and of text, for looking at experts."""
+    documents: dict[str, list[list[int]]] = {}
+    for task in default_families():
+        items = sample_items([task], count, 999, "test")
+        documents[task.name] = [tokenizer.encode(item_text(item, item.traces[0])) for item in items]
+    held_out = Shard.open(data / "held_out")
+    chosen = range(0, len(held_out), max(1, len(held_out) // count))
+    documents["text"] = [held_out.document(index)[:128].tolist() for index in chosen]
+    return documents
 
-
-def model_facts(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder."""
-    return dict(read_json(folder / "config.json"))

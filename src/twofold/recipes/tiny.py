@@ -1,7 +1,8 @@
 """`twofold run tiny`: the whole recipe on a laptop, one chain of stages from raw text to a model you can chat with.
 
 This file is the record of what was decided: sizes, rates, mixtures, and which stage stands on which. What the stages
-do is in their own modules.
+do is in their own modules. ``controls=true`` adds the arms that some claims need (direct answers only, the old RoPE
+base, distillation against RL, the MoE pair); it changes nothing about the main chain.
 """
 
 from __future__ import annotations
@@ -9,51 +10,76 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twofold.base.config import Config
+from twofold.post.distill import DistillConfig
+from twofold.post.rl import RLConfig
 from twofold.recipes.chain import Chain, Stage
 from twofold.recipes.corpus import DataConfig, build_data
+from twofold.recipes.distill import OffPolicyConfig, OnPolicyConfig, off_policy, on_policy, student_rl
+from twofold.recipes.measure import MeasureConfig, measure_checkpoint
+from twofold.recipes.post import (
+    ColdStartConfig,
+    FusionConfig,
+    RLStageConfig,
+    SFTConfig,
+    cold_start,
+    direct_control,
+    fusion,
+    general_rl,
+    reasoning_rl,
+)
 from twofold.recipes.pretrain import ModelShape, PretrainConfig, pretrain
 from twofold.train.loop import OptimConfig
 
 FLAGSHIP = ModelShape(hidden_size=96, intermediate_size=256, head_dim=24)
+STUDENT = ModelShape(hidden_size=64, intermediate_size=192, head_dim=16)
+SPARSE = ModelShape(
+    hidden_size=64, intermediate_size=192, head_dim=16, experts=8, experts_per_token=2, expert_size=96
+)
 SPANS = ((0, 256), (256, 512), (512, 1024))
 SHORT = ((1.0, 192, 256),)
 LONG = ((0.75, 512, 1024), (0.25, 128, 512))
+BUDGETS = (0, 4, 8, 12, 16, 24, 32, 40, 48, 64, 96)
 
 
-def _s1(shape: ModelShape) -> PretrainConfig:
+def _s1(shape: ModelShape, tokens: int = 1_500_000, balance: float = 0.0, scope: str = "global") -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=20, decay="constant"),
-        tokens=1_700_000,
+        tokens=tokens,
         tokens_per_step=2560,
-        mixture={"text": 0.75, "tasks_general": 0.2, "gym": 0.05},
-        length_mix=SHORT,
-        rope_theta=1e4,
-        context=256,
-    )
-
-
-def _s2(shape: ModelShape) -> PretrainConfig:
-    return PretrainConfig(
-        shape=shape,
-        optim=OptimConfig(warmup=0, decay="linear", start=1.0, end=0.15),
-        tokens=2_600_000,
-        tokens_per_step=2560,
-        mixture={"tasks_reasoning": 0.72, "text": 0.25, "gym": 0.03},
+        mixture={"text": 0.72, "tasks_general": 0.18, "retrieval_short": 0.06, "gym": 0.04},
         length_mix=SHORT,
         rope_theta=1e4,
         context=256,
         spans=SPANS,
+        balance=balance,
+        balance_scope=scope,
     )
 
 
-def _s3(shape: ModelShape, rope_theta: float = 1e6) -> PretrainConfig:
+def _s2(shape: ModelShape, tokens: int = 3_600_000, balance: float = 0.0, scope: str = "global") -> PretrainConfig:
+    return PretrainConfig(
+        shape=shape,
+        optim=OptimConfig(warmup=0, decay="linear", start=1.0, end=0.15),
+        tokens=tokens,
+        tokens_per_step=2560,
+        mixture={"tasks_reasoning": 0.7, "text": 0.22, "retrieval_short": 0.06, "gym": 0.02},
+        length_mix=SHORT,
+        rope_theta=1e4,
+        context=256,
+        spans=SPANS,
+        balance=balance,
+        balance_scope=scope,
+    )
+
+
+def _s3(shape: ModelShape, tokens: int = 700_000, rope_theta: float = 1e6) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=5, decay="linear", start=0.5, end=0.05),
-        tokens=400_000,
+        tokens=tokens,
         tokens_per_step=4096,
-        mixture={"retrieval": 0.3, "text": 0.35, "tasks_general": 0.35},
+        mixture={"retrieval": 0.2, "text": 0.3, "tasks_general": 0.5},
         length_mix=LONG,
         rope_theta=rope_theta,
         context=1024,
@@ -62,22 +88,131 @@ def _s3(shape: ModelShape, rope_theta: float = 1e6) -> PretrainConfig:
     )
 
 
+def _sft(muon: float, adam: float) -> OptimConfig:
+    return OptimConfig(muon_lr=muon, adam_lr=adam, warmup=8, decay="linear", end=0.0)
+
+
+def _rl(lr: float) -> OptimConfig:
+    return OptimConfig(muon_lr=0.0, adam_lr=lr, warmup=5, decay="constant")
+
+
 class TinyConfig(Config):
     """The whole recipe's settings, one group a stage."""
 
+    controls: bool = False
     data: DataConfig = DataConfig()
     s1: PretrainConfig = _s1(FLAGSHIP)
     s2: PretrainConfig = _s2(FLAGSHIP)
     s3: PretrainConfig = _s3(FLAGSHIP)
+    cold_start: ColdStartConfig = ColdStartConfig(optim=_sft(0.01, 3e-3), steps=70)
+    rl: RLStageConfig = RLStageConfig(
+        rl=RLConfig(steps=45, entropy_low=0.03, entropy_high=0.6),
+        optim=_rl(3e-4),
+    )
+    fusion: FusionConfig = FusionConfig(optim=_sft(0.006, 2e-3), steps=70)
+    general_rl: RLStageConfig = RLStageConfig(
+        rl=RLConfig(steps=30, queries_per_step=32, group_size=8, entropy_low=0.03, entropy_high=0.6, max_tokens=96),
+        optim=_rl(3e-4),
+        pool_per_family=120,
+    )
+    direct: SFTConfig = SFTConfig(optim=_sft(0.01, 3e-3), steps=250)
+
+
+class StudentConfig(Config):
+    """The distillation arms."""
+
+    s1: PretrainConfig = _s1(STUDENT, 1_200_000)
+    s2: PretrainConfig = _s2(STUDENT, 2_000_000)
+    off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=80)
+    on_policy: OnPolicyConfig = OnPolicyConfig(
+        distill=DistillConfig(steps=34),
+        optim=OptimConfig(muon_lr=0.0, adam_lr=1e-3, warmup=2, decay="linear", end=0.1),
+    )
+    rl: RLStageConfig = RLStageConfig(
+        rl=RLConfig(steps=60, entropy_low=0.03, entropy_high=0.6), optim=_rl(3e-4), pool_per_family=300
+    )
+
+
+class TinyFullConfig(TinyConfig):
+    """With the control arms' settings."""
+
+    student: StudentConfig = StudentConfig()
+    moe_s1: PretrainConfig = _s1(SPARSE, 300_000, balance=0.02)
+    moe_s2: PretrainConfig = _s2(SPARSE, 700_000, balance=0.02)
+
+
+def measured(*, hot: bool = False, general: bool = False, budget: bool = False) -> MeasureConfig:
+    """The battery for one checkpoint."""
+    return MeasureConfig(
+        hot_samples=8 if hot else 0,
+        mode_queries=900 if general else 0,
+        general_per_kind=120 if general else 0,
+        budgets=BUDGETS if budget else (),
+    )
 
 
 def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
     """The recipe's chain with overrides applied."""
-    config = TinyConfig().override(overrides)
-    stages = [
+    config = TinyFullConfig().override(overrides)
+    stages = main_stages(config)
+    if config.controls:
+        stages += control_stages(config)
+    return Chain("tiny", stages, seed, config)
+
+
+def main_stages(config: TinyConfig) -> list[Stage]:
+    """From raw text to the finished model, each checkpoint measured."""
+    return [
         Stage("data", "Text and tasks: clean, split, tokenise", config.data, (), build_data),
         Stage("s1", "Pre-training 1: general", config.s1, ("data",), pretrain),
         Stage("s2", "Pre-training 2: reasoning", config.s2, ("data", "s1"), pretrain),
         Stage("s3", "Pre-training 3: long context", config.s3, ("data", "s2"), pretrain),
+        Stage("cold_start", "Post-training 1: long-CoT cold start", config.cold_start, ("s3",), cold_start),
+        Stage("eval_cold_start", "Measure", measured(hot=True), ("cold_start",), measure_checkpoint),
+        Stage("rl", "Post-training 2: reasoning RL", config.rl, ("cold_start",), reasoning_rl),
+        Stage("eval_rl", "Measure", measured(hot=True), ("rl",), measure_checkpoint),
+        Stage("fusion", "Post-training 3: thinking-mode fusion", config.fusion, ("rl", "cold_start"), fusion),
+        Stage("eval_fusion", "Measure", measured(general=True), ("fusion",), measure_checkpoint),
+        Stage("general_rl", "Post-training 4: general RL", config.general_rl, ("fusion",), general_rl),
+        Stage("eval_final", "Measure", measured(general=True, budget=True), ("general_rl",), measure_checkpoint),
     ]
-    return Chain("tiny", stages, seed, config)
+
+
+def control_stages(config: TinyFullConfig) -> list[Stage]:
+    """Arms that some claims are judged against."""
+    student, students = config.student, measured(hot=True)
+    old_base = config.s3.model_copy(update={"rope_theta": config.s2.rope_theta})
+    by_source = {"balance_scope": "source"}
+    return [
+        Stage("direct", "Control: direct answers only", config.direct, ("s3", "cold_start"), direct_control),
+        Stage("eval_direct", "Measure", measured(), ("direct",), measure_checkpoint),
+        Stage("s3_old_base", "Control: long context, old RoPE base", old_base, ("data", "s2"), pretrain),
+        Stage("student_s1", "Student: pre-training 1", student.s1, ("data",), pretrain),
+        Stage("student_base", "Student: pre-training 2", student.s2, ("data", "student_s1"), pretrain),
+        Stage(
+            "student_sft", "Distillation 1: off-policy", student.off_policy, ("student_base", "general_rl"), off_policy
+        ),
+        Stage("eval_student_sft", "Measure", students, ("student_sft",), measure_checkpoint),
+        Stage(
+            "student_opd", "Distillation 2: on-policy", student.on_policy, ("student_sft", "general_rl"), on_policy
+        ),
+        Stage("eval_student_opd", "Measure", students, ("student_opd",), measure_checkpoint),
+        Stage("student_rl", "Comparison: RL on the student", student.rl, ("student_sft",), student_rl),
+        Stage("eval_student_rl", "Measure", students, ("student_rl",), measure_checkpoint),
+        Stage("moe_s1", "MoE: pre-training 1, global balance", config.moe_s1, ("data",), pretrain),
+        Stage("moe_global", "MoE: pre-training 2, global balance", config.moe_s2, ("data", "moe_s1"), pretrain),
+        Stage(
+            "moe_micro_s1",
+            "MoE control: micro-batch balance",
+            config.moe_s1.model_copy(update=by_source),
+            ("data",),
+            pretrain,
+        ),
+        Stage(
+            "moe_micro",
+            "MoE control: micro-batch balance",
+            config.moe_s2.model_copy(update=by_source),
+            ("data", "moe_micro_s1"),
+            pretrain,
+        ),
+    ]

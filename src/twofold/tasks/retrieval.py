@@ -1,6 +1,6 @@
 """Long-range retrieval: a text with planted facts that are repeated later, and where each repeat's answer lies.
 
-A fact is a line ``@ A F = 7`` with a key that is unique in the document and a random digit; the same line again, much
+A fact is a line ``@ K7``: a letter that is unique in the document and a random digit; the same line again, much
 later, can be completed only from the earlier one. The texts train long context and, with other seeds, probe it.
 Not here: tokenisation, scoring. The digits are random, so a probe cannot be memorised. Imports no torch.
 """
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from twofold.base.records import InputError
 
-LETTERS = "ABCDEFGHIJ"
-MAX_FACTS = len(LETTERS) * (len(LETTERS) - 1)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_FACTS = len(LETTERS)
 MAX_REPEATS = 3
 
 
@@ -33,7 +33,7 @@ def make_retrieval_document(
 
     Args:
         filler: real text lines (with or without line ends); a run from a random line on is used, cyclically.
-        n_facts: facts planted, at most 90.
+        n_facts: facts planted, at most 26.
         n_questions: repeats in all, at most 3 a fact, each with filler between it and the planted fact. The
             document ends with one.
 
@@ -50,14 +50,13 @@ def make_retrieval_document(
         raise InputError(f"n_facts must be between 1 and {MAX_FACTS}, got {n_facts}")
     if not 1 <= n_questions <= MAX_REPEATS * n_facts:
         raise InputError(f"n_questions must be between 1 and {MAX_REPEATS * n_facts}, got {n_questions}")
-    fact_length = len("@ A B = 0\n")
+    fact_length = len("@ K7\n")
     room = target_chars - (n_facts + n_questions) * fact_length
     if room < 0:
         raise InputError(f"{target_chars} characters are too few for {n_facts} facts and {n_questions} questions")
     body = _filler_run(rng, lines, room)
     gaps: list[list[int]] = [[] for _ in range(len(body) + 1)]
-    keys = rng.sample([(a, b) for a in LETTERS for b in LETTERS if a != b], n_facts)
-    facts = [f"@ {a} {b} = {rng.randrange(10)}\n" for a, b in keys]
+    facts = [f"@ {key}{rng.randrange(10)}\n" for key in rng.sample(LETTERS, n_facts)]
     asked = _allot_questions(rng, n_facts, n_questions)
     last = rng.choice([fact for fact in range(n_facts) if asked[fact]])
     for fact in range(n_facts):

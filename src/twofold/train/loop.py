@@ -98,7 +98,7 @@ class Trainer:
         totals: dict[str, float] = defaultdict(float)
         for batch in batches:
             for name, value in self._backward(batch, counts).items():
-                totals[name] += float(value)
+                totals[name] = max(totals[name], float(value)) if name.endswith("/max") else totals[name] + float(value)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or float("inf"))
         if not torch.isfinite(norm):
             raise TrainError(f"step {self.step}: loss or gradient is not finite ({dict(totals)}); lower the learning rate")
@@ -121,7 +121,8 @@ class Trainer:
         means = {name: value / max(counts[name], 1e-9) for name, value in losses.items()}
         torch.stack(list(means.values())).sum().backward()
         return {name: value.detach() for name, value in means.items()} | {
-            name: value.detach() / max(counts[name], 1e-9) for name, value in stats.items()
+            name: value.detach() if name.endswith("/max") else value.detach() / max(counts[name], 1e-9)
+            for name, value in stats.items()
         }
 
     def _save(self) -> None:

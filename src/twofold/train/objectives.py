@@ -20,6 +20,7 @@ from twofold.ops import loss as ops
 from twofold.ops.reference import load_balancing_loss
 
 Sums = dict[str, torch.Tensor]
+LOGP_DIFFERENCE = "sampling/sampling_logp_difference"  # TRL's name
 
 
 class Objective(Protocol):
@@ -28,7 +29,10 @@ class Objective(Protocol):
     def counts(self, batch: TokenBatch) -> dict[str, float]: ...
 
     def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
-        """Returns (loss sums with gradient, statistics sums without); keys of both appear in ``counts``."""
+        """Returns (loss sums with gradient, statistics sums without); keys of both appear in ``counts``.
+
+        A statistic whose name ends in "/max" is a maximum: it is not divided, and the step keeps the largest.
+        """
         ...
 
 
@@ -117,7 +121,7 @@ class PolicyGradient:
 
     def counts(self, batch: TokenBatch) -> dict[str, float]:
         tokens = float(batch.weights_T.sum())
-        names = ["policy", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "logp_difference"]
+        names = ["policy", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", LOGP_DIFFERENCE + "/mean"]
         return {name: tokens for name in [*names, "kl"] if name != "kl" or self.kl_coef}
 
     def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
@@ -144,7 +148,7 @@ class PolicyGradient:
         with torch.no_grad():
             stats["clip_ratio/low_mean"] = (weights_A * ((ratio_A < 1 - self.clip_low) & (advantage_A < 0))).sum()
             stats["clip_ratio/high_mean"] = (weights_A * ((ratio_A > 1 + self.clip_high) & (advantage_A > 0))).sum()
-            stats["logp_difference"] = (weights_A * (logp_A - old_A).abs()).sum()
+            stats |= _logp_difference(logp_A, old_A, weights_A)
         return losses, stats
 
 
@@ -155,6 +159,12 @@ def _sequence_mean(values_A: torch.Tensor, batch: TokenBatch, places_A: torch.Te
     sums_S = torch.zeros(sequences).index_add(0, sequence_A, values_A)
     counts_S = torch.bincount(sequence_A, minlength=sequences).clamp(min=1)
     return (sums_S / counts_S)[sequence_A]
+
+
+def _logp_difference(logp_A: torch.Tensor, sampled_A: torch.Tensor, weights_A: torch.Tensor) -> Sums:
+    """How far the trainer's log-probabilities are from those recorded while sampling."""
+    difference_A = weights_A * (logp_A.detach() - sampled_A).abs()
+    return {LOGP_DIFFERENCE + "/mean": difference_A.sum(), LOGP_DIFFERENCE + "/max": difference_A.max()}
 
 
 class TokenKL:
@@ -169,7 +179,7 @@ class TokenKL:
 
     def counts(self, batch: TokenBatch) -> dict[str, float]:
         tokens = float(batch.weights_T.sum())
-        return {"kl": tokens, "entropy": tokens, "logp_difference": tokens}
+        return {"kl": tokens, "entropy": tokens, LOGP_DIFFERENCE + "/mean": tokens}
 
     def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
         student = Scored(model, batch)
@@ -179,9 +189,7 @@ class TokenKL:
         pair = (student_AV, teacher_AV) if self.direction == "reverse" else (teacher_AV, student_AV)
         losses = {"kl": (student.weights_A * ops.kl_divergence(*pair)).sum()}
         with torch.no_grad():
-            difference_A = ops.token_logprobs(student_AV, student.targets_A) - batch.extras["old_logprobs"][student.places_A]
-            stats = {
-                "entropy": (student.weights_A * ops.entropy(student_AV)).sum(),
-                "logp_difference": (student.weights_A * difference_A.abs()).sum(),
-            }
+            logp_A = ops.token_logprobs(student.logits_AV, student.targets_A)
+            stats = {"entropy": (student.weights_A * ops.entropy(student_AV)).sum()}
+            stats |= _logp_difference(logp_A, batch.extras["old_logprobs"][student.places_A], student.weights_A)
         return losses, stats

@@ -1,0 +1,292 @@
+"""Report sections about training itself: pre-training, data made for post-training, RL curves, agreement, experts.
+
+Each function turns facts into one section, or None where the run has nothing to show. Numbers in prose are computed.
+Not here: accuracies of checkpoints (``report_sections``) and verdicts (``claims``). Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twofold.recipes.evidence import HARD, LOGP_MAX, Facts, difference, lookup, missing, on_policy_rows, shown, stored
+from twofold.report.model import Cell, Heatmap, Plot, Section, Series, Table
+from twofold.report.text import amount, number
+
+PRETRAINING = {
+    "s1": "1 general",
+    "s2": "2 reasoning",
+    "s3": "3 long context",
+    "s3_old_base": "3 with the old base",
+    "student_s1": "student 1",
+    "student_base": "student 2",
+    "moe_s1": "MoE 1, global",
+    "moe_global": "MoE 2, global",
+    "moe_micro_s1": "MoE 1, micro-batch",
+    "moe_micro": "MoE 2, micro-batch",
+}
+RL_STAGES = {"rl": "reasoning RL", "general_rl": "general RL", "student_rl": "RL on the student"}
+ON_POLICY = {**RL_STAGES, "student_opd": "on-policy distillation"}
+LOGP_LIMIT = 1e-5  # nats; larger gaps mean that rollouts and trainer do not run the same policy
+LOSS_BLOCK = 10
+
+
+def pretraining_section(facts: Facts) -> Section | None:
+    """Loss, held-out bits per byte by position, the retrieval probe, and a table of all pre-training stages."""
+    stages = [name for name in PRETRAINING if lookup(facts, f"{name}/result/bpb")]
+    if not stages:
+        return None
+    plots = [plot for plot in (_loss_plot(facts), _bpb_plot(facts), _probe_plot(facts)) if plot is not None]
+    tables = [_pretraining_table(facts, stages)]
+    return Section(title="Pre-training", text=_pretraining_text(facts), plots=plots, tables=tables)
+
+
+def _pretraining_text(facts: Facts) -> str:
+    said = []
+    spans = {name: lookup(facts, f"{name}/result/bpb") for name in ("s1", "s2", "s3")}
+    if spans["s1"] and spans["s2"]:
+        first, second = (number(spans[name][0]["interval"]["value"]) for name in ("s1", "s2"))
+        said.append(f"Held-out text costs {first} bits per byte after the general stage and {second} after reasoning.")
+    before = lookup(facts, "s3/result/before/bpb")
+    if spans["s3"] and before:
+        start, end = spans["s3"][-1]["span"]
+        was, now = (number(entry[-1]["interval"]["value"]) for entry in (before, spans["s3"]))
+        said.append(
+            f"The long-context stage changes the RoPE base: at positions {start} to {end} bits per byte go from {was} "
+            f"(base changed, nothing trained) to {now}."
+        )
+    return " ".join(said) or "Bits per byte on held-out text, lower is better."
+
+
+def _loss_plot(facts: Facts) -> Plot | None:
+    series, offset = [], 0.0
+    for name in ("s1", "s2", "s3"):
+        rows = lookup(facts, f"{name}/metrics") or []
+        blocks = [rows[i : i + LOSS_BLOCK] for i in range(0, len(rows), LOSS_BLOCK)]
+        if not blocks:
+            continue
+        x = [(offset + block[-1]["num_tokens"]) / 1e6 for block in blocks]
+        y = [sum(row["loss"] for row in block) / len(block) for block in blocks]
+        series.append(Series(name=PRETRAINING[name], x=x, y=y))
+        offset += rows[-1]["num_tokens"]
+    if not series:
+        return None
+    return Plot(
+        title="Pre-training loss",
+        x_label="tokens seen, millions",
+        y_label="nats a token",
+        series=series,
+        note=f"Mean of {LOSS_BLOCK} steps. Stages mix different data, so steps between them are no surprise.",
+    )
+
+
+def _bpb_plot(facts: Facts) -> Plot | None:
+    arms = {
+        "after 1": "s1/result/bpb",
+        "after 2": "s2/result/bpb",
+        "base changed": "s3/result/before/bpb",
+        "after 3": "s3/result/bpb",
+        "3, old base": "s3_old_base/result/bpb",
+    }
+    found = {name: lookup(facts, path) for name, path in arms.items() if lookup(facts, path)}
+    if not found:
+        return None
+    first = next(iter(found.values()))
+    return Plot(
+        title="Bits per byte by position",
+        x_label="position in the window, tokens",
+        y_label="bits per byte",
+        kind="bar",
+        x_names=["{}–{}".format(*entry["span"]) for entry in first],
+        series=[_bars(name, [entry["interval"] for entry in bpb]) for name, bpb in found.items()],
+        note="Held-out text; bars show 95 % intervals over windows, which the paired comparison in the claim narrows.",
+    )
+
+
+def _probe_plot(facts: Facts) -> Plot | None:
+    arms = {
+        "after 2": "s2/result/probe",
+        "base changed": "s3/result/before/probe",
+        "after 3": "s3/result/probe",
+        "3, old base": "s3_old_base/result/probe",
+    }
+    found = {name: lookup(facts, path) for name, path in arms.items() if lookup(facts, path)}
+    if not found:
+        return None
+    values = [{key: 100 * value for key, value in probe.items()} for probe in found.values()]
+    return Plot(
+        title="Retrieval from afar",
+        x_label="",
+        y_label="facts recalled, %",
+        kind="bar",
+        x_names=list(found),
+        y_min=0,
+        y_max=100,
+        series=[_bars("recalled", values)],
+        note="Planted facts asked again far later in the same document; chance is 10 %.",
+    )
+
+
+def _pretraining_table(facts: Facts, stages: Sequence[str]) -> Table:
+    spans = [entry["span"] for entry in facts[stages[0]]["result"]["bpb"]]
+    rows: list[list[Cell]] = []
+    for name in stages:
+        result = facts[name]["result"]
+        by_span = {tuple(entry["span"]): entry["interval"]["value"] for entry in result["bpb"]}
+        probe = result.get("probe")
+        rows.append(
+            [
+                PRETRAINING[name],
+                amount(result["tokens"]),
+                *(by_span.get(tuple(span)) for span in spans),
+                shown(stored(probe, 100)) if probe else "–",
+            ]
+        )
+    columns = ["stage", "tokens", *("bits/byte at {}–{}".format(*span) for span in spans), "retrieval, %"]
+    return Table(title="Every pre-training stage", columns=columns, rows=rows)
+
+
+def _bars(name: str, values: Sequence[Mapping[str, float]]) -> Series:
+    return Series(
+        name=name,
+        x=[float(place) for place in range(len(values))],
+        y=[value["value"] for value in values],
+        low=[value["low"] for value in values],
+        high=[value["high"] for value in values],
+    )
+
+
+def cold_start_section(facts: Facts) -> Section | None:
+    """What the query and response filters of the cold start kept and dropped."""
+    result = lookup(facts, "cold_start/result")
+    if result is None:
+        return None
+    known, rejected = result["answered_without_thinking"], result["rejected"]
+    rows: list[list[Cell]] = [["queries", "drawn", result["queries_drawn"]]]
+    rows += [["queries", f"dropped: {name} answered without thinking", count] for name, count in known.items()]
+    rows += [["queries", "kept, balanced over families", result["queries_kept"]]]
+    rows += [["responses", "candidates", result["candidates"]]]
+    rows += [["responses", f"dropped: {reason}", count] for reason, count in sorted(rejected.items())]
+    rows += [["responses", "kept", result["responses_kept"]]]
+    text = (
+        f"Queries that the base model already answers without thinking teach nothing and are dropped: "
+        f"{number(sum(known.values()))} of {number(result['queries_drawn'])}. Of {number(result['candidates'])} "
+        f"candidate responses {number(sum(rejected.values()))} failed a filter; a share of candidates is spoiled on "
+        f"purpose, so that the filters have work. Training took {result['steps']} steps."
+    )
+    table = Table(title="Filters of the cold start", columns=["of", "what", "count"], rows=rows)
+    return Section(title="Cold start", text=text, tables=[table])
+
+
+def fusion_section(facts: Facts) -> Section | None:
+    """How the fusion set was made and what fusion did to thinking."""
+    result = lookup(facts, "fusion/result")
+    if result is None:
+        return None
+    rejected = result["rejected"]
+    rows: list[list[Cell]] = [["queries asked again", result["asked"]]]
+    rows += [[f"samples dropped: {reason}", count] for reason, count in sorted(rejected.items())]
+    rows += [["thoughts kept", result["rejection_kept"]], ["training examples", result["examples"]]]
+    text = (
+        f"The thinking half of the data is written by the model after reasoning RL: {number(result['rejection_kept'])} "
+        f"of {number(result['asked'])} queries got a thought that passes every filter. The other half answers at once."
+    )
+    parts = ("eval_fusion/items/think", "eval_rl/items/think")
+    if not missing(facts, *parts):
+        text += f" Fusion changed thinking accuracy by {shown(difference(facts, *parts, HARD), 'points')}."
+    table = Table(title="Making the fusion set", columns=["what", "count"], rows=rows)
+    return Section(title="Thinking-mode fusion", text=text, tables=[table])
+
+
+def rl_section(facts: Facts) -> Section | None:
+    """Curves of every RL stage: reward, entropy and its bonus, groups without signal, cut-off replies, length."""
+    found = {title: on_policy_rows(facts, name) for name, title in RL_STAGES.items()}
+    found = {title: rows for title, rows in found.items() if rows}
+    if not found:
+        return None
+    said = []
+    for title, rows in found.items():
+        tenth = max(1, len(rows) // 10)
+        first, last = (sum(row["reward"] for row in part) / len(part) for part in (rows[:tenth], rows[-tenth:]))
+        said.append(f"{title} from {number(first)} to {number(last)}")
+    text = (
+        f"Mean reward, first tenth of the rollout batches to the last: {'; '.join(said)}. The entropy bonus is moved "
+        "by a controller; groups whose rewards are all equal carry no signal and are not trained on."
+    )
+    plots = [
+        _rl_plot("Reward", "mean reward", found, "reward"),
+        _rl_plot("Entropy of the policy", "nats a token", found, "rollout/entropy"),
+        _rl_plot("Coefficient of the entropy bonus", "coefficient", found, "entropy_coef"),
+        _rl_plot("Groups without signal", "share of groups", found, "frac_reward_zero_std"),
+        _rl_plot("Replies cut off", "share of replies", found, "completions/clipped_ratio"),
+        _rl_plot("Length of replies", "tokens", found, "completions/mean_length"),
+    ]
+    return Section(title="Reinforcement learning", text=text, plots=plots)
+
+
+def _rl_plot(title: str, y_label: str, found: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> Plot:
+    series = [
+        Series(
+            name=stage,
+            x=[float(batch) for batch, row in enumerate(rows) if key in row],
+            y=[row[key] for row in rows if key in row],
+        )
+        for stage, rows in found.items()
+    ]
+    return Plot(title=title, x_label="rollout batch", y_label=y_label, series=series)
+
+
+def agreement_section(facts: Facts) -> Section | None:
+    """Largest gap between the log-probabilities recorded while sampling and those of the trainer."""
+    rows: list[list[Cell]] = []
+    worst = 0.0
+    for name, title in ON_POLICY.items():
+        gaps = [row[LOGP_MAX] for row in on_policy_rows(facts, name) if LOGP_MAX in row]
+        if gaps:
+            worst = max(worst, *gaps)
+            rows.append([title, len(gaps), max(gaps), LOGP_LIMIT, max(gaps) <= LOGP_LIMIT])
+    if not rows:
+        return None
+    verdict = "within" if worst <= LOGP_LIMIT else "**beyond**"
+    text = (
+        "While sampling, the engine records the log-probability of every token; the trainer computes it again. On "
+        f"steps that train on fresh samples the two should agree: the largest difference was {number(worst)} nats, {verdict} "
+        f"the limit of {number(LOGP_LIMIT)}."
+    )
+    columns = ["stage", "steps checked", "largest difference, nats", "limit", "within"]
+    return Section(title="Rollouts and trainer agree", text=text, tables=[Table(title="", columns=columns, rows=rows)])
+
+
+def moe_section(facts: Facts) -> Section | None:
+    """Loads, dead experts and specialisation of both arms, with one heat map an arm."""
+    arms = {"global": "moe_global", "micro-batch": "moe_micro"}
+    found = {title: lookup(facts, f"{name}/result/experts") for title, name in arms.items()}
+    found = {title: experts for title, experts in found.items() if experts}
+    if not found:
+        return None
+    rows: list[list[Cell]] = []
+    for title, experts in found.items():
+        loads = [share * len(layer) for layer in experts["load"] for share in layer]
+        distance = sum(experts["family_tv"]) / len(experts["family_tv"])
+        rows.append([title, experts["dead"], max(loads), min(loads), distance])
+    distances = " and ".join(f"{number(row[4])} ({row[0]})" for row in rows if isinstance(row[4], float))
+    text = (
+        "A balance loss over the whole batch lets single kinds of text prefer some experts; one over each part of the "
+        f"batch forbids it. The distance between the families' routing came out at {distances}; 0 means that all "
+        "kinds use experts alike, 1 that they share none."
+    )
+    columns = ["balance loss", "dead experts", "largest load (fair = 1)", "smallest load", "distance between families"]
+    table = Table(title="Two ways to balance", columns=columns, rows=rows)
+    heatmaps = [_experts_map(title, experts) for title, experts in found.items()]
+    return Section(title="Experts", text=text, tables=[table], heatmaps=heatmaps)
+
+
+def _experts_map(title: str, experts: Mapping[str, Any]) -> Heatmap:
+    families: Mapping[str, list[list[float]]] = experts["by_family"]
+    layers, count = len(experts["load"]), len(experts["load"][0])
+    return Heatmap(
+        title=f"Share of a family's tokens by expert, {title} balance",
+        row_labels=[f"layer {layer + 1}, {family}" for layer in range(layers) for family in families],
+        column_labels=[f"e{expert}" for expert in range(count)],
+        values=[shares[layer] for layer in range(layers) for shares in families.values()],
+    )

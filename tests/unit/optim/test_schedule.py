@@ -1,0 +1,34 @@
+"""Values of the learning-rate schedule."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold.optim.schedule import lr_scale
+
+
+def test_warm_up_then_each_decay() -> None:
+    assert [lr_scale(s, 14, 4, "linear", end=0.0) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert lr_scale(4, 14, 4, "linear", end=0.0) == 1.0
+    assert lr_scale(9, 14, 4, "linear", end=0.0) == pytest.approx(0.5)
+    assert lr_scale(13, 14, 4, "linear", end=0.0) == pytest.approx(0.1)
+    assert lr_scale(9, 14, 4, "cosine", end=0.0) == pytest.approx(0.5)
+    assert lr_scale(14, 14, 4, "cosine", end=0.1) == pytest.approx(0.1)
+    assert lr_scale(13, 14, 4, "constant", start=0.3, end=0.0) == 0.3
+
+
+def test_stages_join_without_a_jump() -> None:
+    end_of_first = lr_scale(100, 100, 10, "linear", start=1.0, end=0.15)
+    start_of_next = lr_scale(0, 50, 0, "linear", start=0.15, end=0.0)
+    assert end_of_first == pytest.approx(start_of_next)
+
+
+@given(
+    total=st.integers(1, 50), warmup=st.integers(0, 60), decay=st.sampled_from(["constant", "linear", "cosine"]),
+    step=st.integers(0, 49),
+)  # fmt: skip
+def test_always_within_bounds(total: int, warmup: int, decay: str, step: int) -> None:
+    value = lr_scale(min(step, total - 1), total, warmup, decay, start=1.0, end=0.1)  # type: ignore[arg-type]
+    assert 0 < value <= 1
