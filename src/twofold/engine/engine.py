@@ -102,9 +102,9 @@ class Engine:
         """A row cache at least this large, re-used between calls."""
         dtype, held = self.model.attention_dtype, self._cache
         if held is None or held.rows < rows or held.capacity < capacity or held.dtype != dtype:
-            self._cache = None  # free the old one first
-            self._cache = KVCache(self.model.config, rows, -(-capacity // 64) * 64, dtype)
-        return self._cache
+            self._cache = held = None  # free the old one first
+            held = self._cache = KVCache(self.model.config, rows, -(-capacity // 64) * 64, dtype)
+        return held
 
     def check(self, index: int, request: Request) -> None:
         """Refuse what cannot be honoured."""
@@ -209,4 +209,3 @@ class _Run:
         if not self.waiting and live < _SQUEEZE_BELOW * self.rows.count:
             length = int(self.rows.place[: self.rows.count].max()) + 1
             self.cache.compact(self.rows.compact(), length)
-

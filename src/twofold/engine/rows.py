@@ -20,8 +20,9 @@ from twofold.base.records import Completion, Request
 BEFORE, IN, AFTER = 0, 1, 2
 NO_BUDGET = 2**31 - 1
 _PER_ROW = (
-    "place made limit last phase thought budget forcing seed top_k temperature top_p live tokens logprobs entropies forced"
-).split()
+    *("place", "made", "limit", "last", "phase", "thought", "budget", "forcing", "seed", "top_k", "temperature"),
+    *("top_p", "live", "tokens", "logprobs", "entropies", "forced"),
+)
 
 
 @dataclass(frozen=True)

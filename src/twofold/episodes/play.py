@@ -57,10 +57,12 @@ class Trajectory:
         Thinking: a closed, non-empty block. Soft switch off: an empty block written by the model. Hard switch: none.
         """
         reply = self.first
-        if reply is None or self.truncated and not reply.closed:
+        if reply is None or (self.truncated and not reply.closed):
             return False
         if self.query.mode == "think":
             return bool(reply.reasoning and reply.reasoning.strip() and reply.closed)
+        if "<think>" in reply.content:  # a block opened after an empty one: the parser keeps it as text
+            return False
         return reply.reasoning is None if self.query.hard_switch else reply.reasoning == ""
 
 
@@ -131,6 +133,4 @@ def _next_turn(
         seed = params.seed + 7_919 * turn + number
         requests.append(Request(tuple(trajectory.token_ids), replace(params, n=1, seed=seed)))
     completions = engine.generate(requests) if requests else []
-    return [
-        episode for episode, done in zip(episodes, completions, strict=True) if _absorb(episode, done, renderer)
-    ]
+    return [episode for episode, done in zip(episodes, completions, strict=True) if _absorb(episode, done, renderer)]

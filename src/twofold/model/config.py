@@ -52,9 +52,7 @@ class ModelConfig(Config):
     def is_moe_layer(self, layer: int) -> bool:
         """True where layer ``layer`` has experts (HF rule: sparse step and mlp_only_layers)."""
         return (
-            self.num_experts > 0
-            and layer not in self.mlp_only_layers
-            and (layer + 1) % self.decoder_sparse_step == 0
+            self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
         )
 
     def num_parameters(self, active: bool = False) -> int:

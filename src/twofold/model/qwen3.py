@@ -157,7 +157,7 @@ class Qwen3(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fill weights as Hugging Face does: N(0, initializer_range) for matrices, 1 for norms; a pure function of seed."""
+        """Fill weights as Hugging Face does, as a function of seed: N(0, initializer_range) for matrices, 1 for norms."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.dim() == 1:
@@ -171,13 +171,16 @@ class Qwen3(nn.Module):
         Sampling and training reduce over keys in different orders; in fp64 both round to the same fp32 number, so
         rollout and trainer log-probabilities agree bit for bit on a CPU. Costs about a third of a step.
         """
-        for layer in self.model.layers:
-            layer.self_attn.inner_dtype = dtype
+        for attention in self._attentions():
+            attention.inner_dtype = dtype
 
     @property
     def attention_dtype(self) -> torch.dtype:
         """What attention is computed and cached in."""
-        return self.model.layers[0].self_attn.inner_dtype or self.model.embed_tokens.weight.dtype
+        return self._attentions()[0].inner_dtype or self.model.embed_tokens.weight.dtype
+
+    def _attentions(self) -> list[Attention]:
+        return [module for module in self.modules() if isinstance(module, Attention)]
 
     @property
     def head_weight(self) -> torch.Tensor:

@@ -68,16 +68,13 @@ def plan_packed(cu_seqlens: list[int], device: torch.device | str = "cpu") -> Pa
     return PackedPlan(tuple(buckets), place.to(device))
 
 
-def packed_attention(
-    q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, plan: PackedPlan
-) -> torch.Tensor:
+def packed_attention(q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, plan: PackedPlan) -> torch.Tensor:
     """Causal attention inside each sequence of a flat stream. Returns [T, N, H]."""
     outputs = []
     for bucket in plan.buckets:
         n, length = bucket.gather_nL.shape
         q, k, v = (
-            t.view(n, length, *t.shape[1:]) if bucket.contiguous else t[bucket.gather_nL]
-            for t in (q_TNH, k_TKH, v_TKH)
+            t.view(n, length, *t.shape[1:]) if bucket.contiguous else t[bucket.gather_nL] for t in (q_TNH, k_TKH, v_TKH)
         )
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True

@@ -32,7 +32,9 @@ class _RMSNorm(torch.autograd.Function):
 
 class _QKNormRope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qk: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float):
+    def forward(
+        ctx: Any, qk: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
+    ) -> torch.Tensor:
         x32 = qk.float()
         inverse = torch.linalg.vecdot(x32, x32).div_(qk.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
         normed = (x32 * inverse).to(qk.dtype)
@@ -64,11 +66,11 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm over the last axis; ``weight`` is [D]. Equals ``reference.rms_norm``."""
-    return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return]
+    return _RMSNorm.apply(x, weight, eps)
 
 
 def qk_norm_rope(
     qk_TMH: torch.Tensor, weight_MH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """Per-head RMSNorm, then RoPE. Equals ``reference.qk_norm_rope``; no gradient for the angles."""
-    return _QKNormRope.apply(qk_TMH, weight_MH, cos_TH, sin_TH, eps)  # type: ignore[no-any-return]
+    return _QKNormRope.apply(qk_TMH, weight_MH, cos_TH, sin_TH, eps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from twofold.base.batch import TokenBatch
 from twofold.base.config import Config
@@ -28,7 +28,7 @@ class DistillConfig(Config):
     queries_per_step: int = 96
     temperature: float = 1.0
     max_tokens: int = 128
-    direction: str = "reverse"
+    direction: Literal["reverse", "forward"] = "reverse"
 
 
 class DistillSource:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from twofold.base.batch import TokenBatch, pack
 from twofold.base.config import Config
@@ -37,7 +37,7 @@ class RLConfig(Config):
     minibatches: int = 2
     temperature: float = 1.0
     max_tokens: int = 128
-    kind: str = "grpo"
+    kind: Literal["grpo", "gspo"] = "grpo"
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl_coef: float = 0.0

@@ -112,7 +112,7 @@ def verify(artefact: Path, manifest: Manifest) -> None:
         size = path.stat().st_size
         if size != entry.size:
             raise ChainError(
-                f"{path} is damaged ({size} bytes instead of {entry.size}): make the stage afresh with {_redo(artefact)}"
+                f"{path} is damaged ({size} bytes, not {entry.size}): make the stage afresh with {_redo(artefact)}"
             )
         if sha256_file(path) != entry.sha256:
             raise ChainError(f"{path} is damaged (its SHA-256 differs): make the stage afresh with {_redo(artefact)}")

@@ -58,16 +58,16 @@ class Condition(NamedTuple):
 
 
 def judge(facts: Facts) -> list[Claim]:
-    """All nine claims in the order of the recipe's stages."""
+    """All nine claims, what the finished model does first."""
     return [
-        pretraining(facts),
         thinking_gain(facts),
-        rl_gain(facts),
         both_modes(facts),
+        rl_gain(facts),
         mode_following(facts),
         general_rl(facts),
         thinking_budget(facts),
         distillation(facts),
+        pretraining(facts),
         moe_balance(facts),
     ]
 
@@ -271,7 +271,7 @@ def pretraining(facts: Facts) -> Claim:
     if early:
         return _open(head, early + late)
     fall = _fall(facts, "s1/result/bpb", "s2/result/bpb", beyond=False)
-    first = Condition(f"stage 2 saves {shown(fall, head.unit)} from position 0 on", fall.low > 0)
+    first = Condition(f"stage 2 saves {shown(fall, head.unit)} inside the short context", fall.low > 0)
     if late:
         return _open(head, late, fall, f"Shown: {first.text}.")
     untrained = _fall(facts, "s3/result/before/bpb", "s3/result/bpb", beyond=True)

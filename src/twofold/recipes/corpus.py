@@ -16,7 +16,7 @@ from twofold.base.files import write_json, write_jsonl
 from twofold.data import corpus, dedup
 from twofold.data.card import CardEntry, data_card
 from twofold.data.shards import Shard, write_shard
-from twofold.data.tasktext import item_text, task_documents
+from twofold.data.tasktext import task_documents
 from twofold.eval.language import ProbeDocument
 from twofold.recipes.chain import StageContext
 from twofold.tasks.base import Task, canonical_key, sample_items
@@ -148,7 +148,9 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> Shard:
 
 
 def _card(shards: dict[str, Shard], texts: dict[str, list[str]], dropped: list[dedup.Dropped]) -> dict:
-    licences = {name: corpus.LICENCE for name in ("text", "held_out", "retrieval_short", "retrieval")} | {"gym": "Apache-2.0"}
+    licences = {name: corpus.LICENCE for name in ("text", "held_out", "retrieval_short", "retrieval")} | {
+        "gym": "Apache-2.0"
+    }
     entries = [
         CardEntry(
             name=name,

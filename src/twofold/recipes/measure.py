@@ -28,10 +28,10 @@ class MeasureConfig(Config):
 
     items_per_family: int = 150
     samples: int = 2
-    hot_samples: int = 0
+    hot_samples: int = 8
     pass_k: int = 8
-    mode_queries: int = 0
-    general_per_kind: int = 0
+    mode_queries: int = 900
+    general_per_kind: int = 120
     budgets: tuple[int, ...] = ()
     budget_items: int = 100
     sample_count: int = 6
@@ -164,4 +164,3 @@ def sample_row(title: str, trajectory: Trajectory) -> dict[str, Any]:
         "correct": trajectory.correct == 1.0,
         "followed": trajectory.followed_mode,
     }
-

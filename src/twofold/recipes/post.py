@@ -140,8 +140,8 @@ def cold_start(context: StageContext) -> None:
     write_jsonl(context.out / "queries.jsonl", [asdict(item) for item in items])
     finish(policy, context, {
         "queries_drawn": len(drawn), "answered_without_thinking": dict(easy_dropped), "queries_kept": len(items),
-        "candidates": len(candidates), "responses_kept": len(responses), "rejected": dict(reasons), "responses_trained": len(chosen),
-        "tokens": trainer.tokens, "steps": config.steps,
+        "candidates": len(candidates), "responses_kept": len(responses), "rejected": dict(reasons),
+        "responses_trained": len(chosen), "tokens": trainer.tokens, "steps": config.steps,
     })  # fmt: skip
 
 

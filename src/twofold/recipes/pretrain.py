@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -78,7 +78,7 @@ class PretrainConfig(Config):
     rope_theta: float
     context: int
     balance: float = 0.0
-    balance_scope: str = "global"
+    balance_scope: Literal["global", "source"] = "global"
     probe_distance: int = 0
     spans: tuple[tuple[int, int], ...] = ((0, 256),)
     eval_windows: int = 48
@@ -192,4 +192,3 @@ def _documents_by_family(data: Path, tokenizer: Tokenizer, count: int = 60) -> d
     chosen = range(0, len(held_out), max(1, len(held_out) // count))
     documents["text"] = [held_out.document(index)[:128].tolist() for index in chosen]
     return documents
-

@@ -128,7 +128,7 @@ def general_section(facts: Facts) -> Section | None:
         "General RL trains many kinds of tasks at once. Fusion left three sorts untaught; points gained on them: "
         f"{said}. The other kinds show what else moved."
     )
-    columns = ["kind", "counted", "before, %", "after, %", "change, points", "left untaught by fusion"]
+    columns = ["kind", "counted", "before, %", "after, %", "change, points", "in the claim"]
     return Section(title="General RL", text=text, tables=[Table(title="", columns=columns, rows=table)])
 
 
@@ -154,7 +154,8 @@ def modes_section(facts: Facts) -> Section | None:
     overall = level(rows(facts, part, column="followed"))
     text = (
         "A reply follows its mode when it has a closed, non-empty thought under `/think`, an empty one under "
-        f"`/no_think` and none under the hard switch; the last flag counts. The final model follows in {shown(overall, '%')}."
+        f"`/no_think` and none under the hard switch; the last flag counts. The final model follows in "
+        f"{shown(overall, '%')}."
     )
     columns = ["pattern", "conversations", "after fusion, %", "final, %"]
     return Section(title="Mode following", text=text, tables=[Table(title="", columns=columns, rows=table)])
@@ -228,10 +229,11 @@ def distillation_section(facts: Facts) -> Section | None:
                 result["flops"] / 1e12 if "flops" in result else None,
             ]
         )
+    said = ", ".join(f"{number(scores[name][0].value, '%')} ({STUDENTS[name]})" for name in found)
     text = (
         "A smaller model learns from the finished one: first from its answers, then on its own samples against the "
         "teacher's distribution. RL on the same off-policy student is the comparison. "
-        + " ".join(f"{STUDENTS[n].removeprefix('+ ')}: pass@1 {number(scores[n][0].value, '%')}." for n in found)
+        f"Pass@1 is {said}."
     )
     columns = ["arm", "pass@1, %", f"pass@{k}, %", "T = 0.6, %", "time", "trained tokens", "generated", "TFLOP"]
     plot = Plot(
@@ -276,7 +278,7 @@ def samples_section(facts: Facts) -> Section | None:
         samples += [_sample(row) for row in chosen]
     text = (
         f"Replies of the final model at T = 0.6, chosen by rule: of each sort the first {RIGHT_SHOWN} right ones and "
-        "the first wrong one among a fixed few. Answers without thinking are at chance on tasks that need steps."
+        "the first wrong one among a fixed few."
     )
     return Section(title="Samples", text=text, samples=samples)
 
@@ -314,9 +316,9 @@ def data_card(facts: Facts) -> Section | None:
     reasons = ", ".join(f"{number(count)} {DROPPED_ARE.get(kind, kind)}" for kind, count in dropped.items())
     text = (
         f"{amount(totals['documents'])} documents with {amount(totals['tokens'])} tokens, generated or shipped with "
-        f"the Python interpreter; licences: {', '.join(card['licences'])}. {number(totals['held_out'])} documents of text "
-        f"are held out for measurement. Dropped from training text: {reasons or 'nothing'}. The hash of the whole card "
-        f"is `{card['hash']}`."
+        f"the Python interpreter; licences: {', '.join(card['licences'])}. {number(totals['held_out'])} documents of "
+        f"text are held out for measurement. Dropped from training text: {reasons or 'nothing'}. The hash of the "
+        f"whole card is `{card['hash']}`."
     )
     columns = ["source", "licence", "documents", "tokens", "bytes/token", *(f"% of {name}" for name in stages)]
     sources = Table(title="Sources and the tokens drawn from them", columns=columns, rows=table)

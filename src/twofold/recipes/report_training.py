@@ -168,6 +168,8 @@ def cold_start_section(facts: Facts) -> Section | None:
     rows += [["responses", "candidates", result["candidates"]]]
     rows += [["responses", f"dropped: {reason}", count] for reason, count in sorted(rejected.items())]
     rows += [["responses", "kept", result["responses_kept"]]]
+    if "responses_trained" in result:
+        rows += [["responses", "trained on, the likeliest of each query", result["responses_trained"]]]
     text = (
         f"Queries that the base model already answers without thinking teach nothing and are dropped: "
         f"{number(sum(known.values()))} of {number(result['queries_drawn'])}. Of {number(result['candidates'])} "
@@ -225,6 +227,7 @@ def rl_section(facts: Facts) -> Section | None:
 
 
 def _rl_plot(title: str, y_label: str, found: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> Plot:
+    bottom = 0.0 if y_label.startswith("share") else None
     series = [
         Series(
             name=stage,
@@ -233,7 +236,7 @@ def _rl_plot(title: str, y_label: str, found: Mapping[str, Sequence[Mapping[str,
         )
         for stage, rows in found.items()
     ]
-    return Plot(title=title, x_label="rollout batch", y_label=y_label, series=series)
+    return Plot(title=title, x_label="rollout batch", y_label=y_label, series=series, y_min=bottom)
 
 
 def agreement_section(facts: Facts) -> Section | None:
@@ -250,8 +253,8 @@ def agreement_section(facts: Facts) -> Section | None:
     verdict = "within" if worst <= LOGP_LIMIT else "**beyond**"
     text = (
         "While sampling, the engine records the log-probability of every token; the trainer computes it again. On "
-        f"steps that train on fresh samples the two should agree: the largest difference was {number(worst)} nats, {verdict} "
-        f"the limit of {number(LOGP_LIMIT)}."
+        f"steps that train on fresh samples the two should agree: the largest difference was {number(worst)} nats, "
+        f"{verdict} the limit of {number(LOGP_LIMIT)}."
     )
     columns = ["stage", "steps checked", "largest difference, nats", "limit", "within"]
     return Section(title="Rollouts and trainer agree", text=text, tables=[Table(title="", columns=columns, rows=rows)])

@@ -8,6 +8,7 @@ base, distillation against RL, the MoE pair); it changes nothing about the main 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from twofold.base.config import Config
 from twofold.post.distill import DistillConfig
@@ -32,16 +33,16 @@ from twofold.train.loop import OptimConfig
 
 FLAGSHIP = ModelShape(hidden_size=96, intermediate_size=256, head_dim=24)
 STUDENT = ModelShape(hidden_size=64, intermediate_size=192, head_dim=16)
-SPARSE = ModelShape(
-    hidden_size=64, intermediate_size=192, head_dim=16, experts=8, experts_per_token=2, expert_size=96
-)
+SPARSE = ModelShape(hidden_size=64, intermediate_size=192, head_dim=16, experts=8, experts_per_token=2, expert_size=96)
 SPANS = ((0, 256), (256, 512), (512, 1024))
 SHORT = ((1.0, 192, 256),)
 LONG = ((0.75, 512, 1024), (0.25, 128, 512))
 BUDGETS = (0, 4, 8, 12, 16, 24, 32, 40, 48, 64, 96)
 
 
-def _s1(shape: ModelShape, tokens: int = 1_500_000, balance: float = 0.0, scope: str = "global") -> PretrainConfig:
+def _s1(
+    shape: ModelShape, tokens: int = 1_500_000, balance: float = 0.0, scope: Literal["global", "source"] = "global"
+) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=20, decay="constant"),
@@ -57,7 +58,9 @@ def _s1(shape: ModelShape, tokens: int = 1_500_000, balance: float = 0.0, scope:
     )
 
 
-def _s2(shape: ModelShape, tokens: int = 3_600_000, balance: float = 0.0, scope: str = "global") -> PretrainConfig:
+def _s2(
+    shape: ModelShape, tokens: int = 3_600_000, balance: float = 0.0, scope: Literal["global", "source"] = "global"
+) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=0, decay="linear", start=1.0, end=0.15),
@@ -100,6 +103,7 @@ class TinyConfig(Config):
     """The whole recipe's settings, one group a stage."""
 
     controls: bool = False
+    measure: MeasureConfig = MeasureConfig(budgets=BUDGETS)
     data: DataConfig = DataConfig()
     s1: PretrainConfig = _s1(FLAGSHIP)
     s2: PretrainConfig = _s2(FLAGSHIP)
@@ -141,14 +145,17 @@ class TinyFullConfig(TinyConfig):
     moe_s2: PretrainConfig = _s2(SPARSE, 700_000, balance=0.02)
 
 
-def measured(*, hot: bool = False, general: bool = False, budget: bool = False) -> MeasureConfig:
-    """The battery for one checkpoint."""
-    return MeasureConfig(
-        hot_samples=8 if hot else 0,
-        mode_queries=900 if general else 0,
-        general_per_kind=120 if general else 0,
-        budgets=BUDGETS if budget else (),
-    )
+def measured(full: MeasureConfig, *parts: str) -> MeasureConfig:
+    """The battery for one checkpoint: ``full`` without the parts not named (hot, general, budget)."""
+    absent = {
+        "hot": {"hot_samples": 0},
+        "general": {"mode_queries": 0, "general_per_kind": 0},
+        "budget": {"budgets": ()},
+    }
+    changes: dict[str, Any] = {}
+    for part, change in absent.items():
+        changes |= {} if part in parts else change
+    return full.model_copy(update=changes)
 
 
 def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
@@ -162,30 +169,32 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
 
 def main_stages(config: TinyConfig) -> list[Stage]:
     """From raw text to the finished model, each checkpoint measured."""
+    battery = config.measure
     return [
         Stage("data", "Text and tasks: clean, split, tokenise", config.data, (), build_data),
         Stage("s1", "Pre-training 1: general", config.s1, ("data",), pretrain),
         Stage("s2", "Pre-training 2: reasoning", config.s2, ("data", "s1"), pretrain),
         Stage("s3", "Pre-training 3: long context", config.s3, ("data", "s2"), pretrain),
         Stage("cold_start", "Post-training 1: long-CoT cold start", config.cold_start, ("s3",), cold_start),
-        Stage("eval_cold_start", "Measure", measured(hot=True), ("cold_start",), measure_checkpoint),
+        Stage("eval_cold_start", "Measure", measured(battery, "hot"), ("cold_start",), measure_checkpoint),
         Stage("rl", "Post-training 2: reasoning RL", config.rl, ("cold_start",), reasoning_rl),
-        Stage("eval_rl", "Measure", measured(hot=True), ("rl",), measure_checkpoint),
+        Stage("eval_rl", "Measure", measured(battery, "hot"), ("rl",), measure_checkpoint),
         Stage("fusion", "Post-training 3: thinking-mode fusion", config.fusion, ("rl", "cold_start"), fusion),
-        Stage("eval_fusion", "Measure", measured(general=True), ("fusion",), measure_checkpoint),
+        Stage("eval_fusion", "Measure", measured(battery, "general"), ("fusion",), measure_checkpoint),
         Stage("general_rl", "Post-training 4: general RL", config.general_rl, ("fusion",), general_rl),
-        Stage("eval_final", "Measure", measured(general=True, budget=True), ("general_rl",), measure_checkpoint),
+        Stage("eval_final", "Measure", measured(battery, "general", "budget"), ("general_rl",), measure_checkpoint),
     ]
 
 
 def control_stages(config: TinyFullConfig) -> list[Stage]:
     """Arms that some claims are judged against."""
-    student, students = config.student, measured(hot=True)
+    student, battery = config.student, config.measure
+    students = measured(battery, "hot")
     old_base = config.s3.model_copy(update={"rope_theta": config.s2.rope_theta})
     by_source = {"balance_scope": "source"}
     return [
         Stage("direct", "Control: direct answers only", config.direct, ("s3", "cold_start"), direct_control),
-        Stage("eval_direct", "Measure", measured(), ("direct",), measure_checkpoint),
+        Stage("eval_direct", "Measure", measured(battery), ("direct",), measure_checkpoint),
         Stage("s3_old_base", "Control: long context, old RoPE base", old_base, ("data", "s2"), pretrain),
         Stage("student_s1", "Student: pre-training 1", student.s1, ("data",), pretrain),
         Stage("student_base", "Student: pre-training 2", student.s2, ("data", "student_s1"), pretrain),
@@ -193,9 +202,7 @@ def control_stages(config: TinyFullConfig) -> list[Stage]:
             "student_sft", "Distillation 1: off-policy", student.off_policy, ("student_base", "general_rl"), off_policy
         ),
         Stage("eval_student_sft", "Measure", students, ("student_sft",), measure_checkpoint),
-        Stage(
-            "student_opd", "Distillation 2: on-policy", student.on_policy, ("student_sft", "general_rl"), on_policy
-        ),
+        Stage("student_opd", "Distillation 2: on-policy", student.on_policy, ("student_sft", "general_rl"), on_policy),
         Stage("eval_student_opd", "Measure", students, ("student_opd",), measure_checkpoint),
         Stage("student_rl", "Comparison: RL on the student", student.rl, ("student_sft",), student_rl),
         Stage("eval_student_rl", "Measure", students, ("student_rl",), measure_checkpoint),

@@ -94,7 +94,8 @@ def _claims(claims: list[Claim]) -> str:
     return f"""<p>{escape(verdict_line(claims))}. Brackets and thick lines are 95&nbsp;% intervals;
 the dashed line is the target.</p>
 <div class="scroll"><table class="claims"><thead><tr><th>Verdict</th><th>Claim</th><th class="num">Measured</th>
-<th class="num">Target</th><th class="wide"><span hidden>Interval</span></th></tr></thead><tbody>{rows}</tbody></table></div>"""
+<th class="num">Target</th><th class="wide"><span hidden>Interval</span></th></tr></thead>
+<tbody>{rows}</tbody></table></div>"""
 
 
 def _claim_row(claim: Claim) -> str:
@@ -243,7 +244,8 @@ def _heatmap(heatmap: Heatmap) -> str:
             cells.append(f'<td style="{colour}" title="{text}">{text if show else ""}</td>')
         rows.append(f"<tr><th>{escape(label)}</th>{''.join(cells)}</tr>")
     return (
-        f'<h3>{escape(heatmap.title)}</h3><div class="scroll"><table class="heat"><thead><tr><th></th>{head}</tr></thead>'
+        f'<h3>{escape(heatmap.title)}</h3><div class="scroll"><table class="heat">'
+        f"<thead><tr><th></th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>{_note(heatmap.note)}"
     )
 

@@ -116,7 +116,7 @@ class Tokenizer:
             raise InputError(f"{path} does not exist; give a folder that holds tokenizer.json")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 the Rust side raises bare Exception
+        except Exception as error:
             raise InputError(f"{path} is not a readable tokenizer.json ({error}); copy the file again") from None
         return cls(backend)
 

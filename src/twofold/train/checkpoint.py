@@ -54,14 +54,23 @@ def restore_optimizer(
     """Put saved moments back.
 
     Raises:
-        InputError: a parameter of the optimiser has no saved moments.
+        InputError: a parameter of the optimiser lacks a saved moment that the others have, or one of its shape.
     """
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    saved: dict[str, dict[str, torch.Tensor]] = {}
     for parameter_name, parameter in model.named_parameters():
-        if id(parameter) not in owned:
+        if id(parameter) in owned:
+            prefix = f"{name}.{parameter_name}."
+            saved[parameter_name] = {k.removeprefix(prefix): t.clone() for k, t in tensors.items() if k.startswith(prefix)}
+    expected = set().union(*saved.values()) or {"moments"}
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name not in saved:
             continue
-        prefix = f"{name}.{parameter_name}."
-        found = {key.removeprefix(prefix): t.clone() for key, t in tensors.items() if key.startswith(prefix)}
-        if not found:
-            raise InputError(f"the training state has no {name} moments for {parameter_name!r}; it cannot be resumed")
+        found = saved[parameter_name]
+        for key in sorted(expected):
+            if key not in found or found[key].shape not in (parameter.shape, torch.Size()):
+                raise InputError(
+                    f"the training state has no {name} {key} that fits {parameter_name!r}; it cannot be resumed, "
+                    "delete it to start the stage again"
+                )
         optimizer.state[parameter] = found

@@ -18,12 +18,16 @@ import torch
 from twofold.base.batch import BatchSource, TokenBatch
 from twofold.base.config import Config
 from twofold.base.log import MetricsLog
+from twofold.base.records import InputError
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import split_sizes
 from twofold.optim.muon import MatrixParameter, Muon
 from twofold.optim.schedule import Decay, lr_scale
 from twofold.train import checkpoint
 from twofold.train.objectives import Objective, Sums
+
+
+CHECKPOINT_SECONDS = 5.0  # most work that a kill can lose, plus one step (or one rollout batch)
 
 
 class TrainError(RuntimeError):
@@ -48,7 +52,7 @@ class Trainer:
     """Runs ``steps`` optimiser steps and leaves the trained weights in ``model``.
 
     Args:
-        work: folder for resumable state and metrics.jsonl. checkpoint_seconds: how often state is saved.
+        work: folder for resumable state (saved every CHECKPOINT_SECONDS) and metrics.jsonl.
         on_step: called with (step, metrics) after every update, for progress display and controllers.
     """
 
@@ -60,13 +64,12 @@ class Trainer:
         optim: OptimConfig,
         steps: int,
         work: Path,
-        checkpoint_seconds: float = 5.0,
         on_step: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         self.model, self.source, self.objective, self.optim, self.steps = model, source, objective, optim, steps
         self.state_path = work / "state.safetensors"
         self.metrics = MetricsLog(work / "metrics.jsonl")
-        self.checkpoint_seconds, self.on_step = checkpoint_seconds, on_step
+        self.on_step = on_step
         self.step = 0
         self.tokens = 0
         self.optimizers = build_optimizers(model, optim)
@@ -82,7 +85,7 @@ class Trainer:
             self.metrics.write(row)
             if self.on_step is not None:
                 self.on_step(self.step, row)
-            due = time.monotonic() - saved_at >= self.checkpoint_seconds or self.step == self.steps
+            due = time.monotonic() - saved_at >= CHECKPOINT_SECONDS or self.step == self.steps
             if due and self.source.can_checkpoint:
                 self._save()
                 saved_at = time.monotonic()
@@ -101,10 +104,10 @@ class Trainer:
                 totals[name] = max(totals[name], float(value)) if name.endswith("/max") else totals[name] + float(value)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or float("inf"))
         if not torch.isfinite(norm):
-            raise TrainError(f"step {self.step}: loss or gradient is not finite ({dict(totals)}); lower the learning rate")
-        scale = lr_scale(
-            self.step, self.steps, self.optim.warmup, self.optim.decay, self.optim.start, self.optim.end
-        )
+            raise TrainError(
+                f"step {self.step}: loss or gradient is not finite ({dict(totals)}); lower the learning rate"
+            )
+        scale = lr_scale(self.step, self.steps, self.optim.warmup, self.optim.decay, self.optim.start, self.optim.end)
         for optimizer, peak in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
@@ -135,7 +138,10 @@ class Trainer:
     def _restore(self) -> None:
         tensors, facts = checkpoint.load_state(self.state_path)
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        self.model.load_state_dict(weights)
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(f"{self.state_path} does not fit this model ({error}); delete it to start again") from None
         for name, (optimizer, _) in self.optimizers.items():
             checkpoint.restore_optimizer(name, optimizer, self.model, tensors)
         self.source.load_state_dict(facts["source"])
@@ -151,9 +157,7 @@ def build_optimizers(model: Qwen3, optim: OptimConfig) -> dict[str, tuple[torch.
             matrices.append(MatrixParameter(parameter, tuple(split_sizes(model.config, name))))
         else:
             rest.append(parameter)
-    adamw = torch.optim.AdamW(
-        rest, lr=optim.adam_lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
-    )
+    adamw = torch.optim.AdamW(rest, lr=optim.adam_lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
     out: dict[str, tuple[torch.optim.Optimizer, float]] = {"adamw": (adamw, optim.adam_lr)}
     if matrices:
         out["muon"] = (Muon(matrices, optim.muon_lr, weight_decay=optim.weight_decay), optim.muon_lr)

@@ -73,7 +73,9 @@ class CrossEntropy:
         stats = {"mean_token_accuracy": (scored.weights_A * hits_A).sum()}
         if routing is not None:
             losses["balance"] = self.balance * self._balance(routing, batch)
-            loads = torch.stack([expert_fractions(ids, p.shape[1]) for ids, p in zip(routing.ids, routing.probs)])
+            loads = torch.stack(
+                [expert_fractions(ids, p.shape[1]) for ids, p in zip(routing.ids, routing.probs, strict=True)]
+            )
             stats["max_expert_load"] = loads.max() * loads.shape[1]
             stats["dead_experts"] = (loads == 0).sum().float()
         return losses, stats
@@ -164,7 +166,8 @@ def _sequence_mean(values_A: torch.Tensor, batch: TokenBatch, places_A: torch.Te
 def _logp_difference(logp_A: torch.Tensor, sampled_A: torch.Tensor, weights_A: torch.Tensor) -> Sums:
     """How far the trainer's log-probabilities are from those recorded while sampling."""
     difference_A = weights_A * (logp_A.detach() - sampled_A).abs()
-    return {LOGP_DIFFERENCE + "/mean": difference_A.sum(), LOGP_DIFFERENCE + "/max": difference_A.max()}
+    largest = difference_A.max() if len(difference_A) else difference_A.sum()  # a micro-batch may carry no weight
+    return {LOGP_DIFFERENCE + "/mean": difference_A.sum(), LOGP_DIFFERENCE + "/max": largest}
 
 
 class TokenKL:

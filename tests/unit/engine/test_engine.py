@@ -21,10 +21,20 @@ def model(request):
     moe = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24) if request.param == "moe" else {}
     built = Qwen3(
         ModelConfig(
-            vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=256,
-            tie_word_embeddings=True, initializer_range=0.2, **moe,
-        )  # fmt: skip
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            rms_norm_eps=1e-6,
+            rope_theta=1e4,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            initializer_range=0.2,
+            **moe,
+        )
     )
     built.init_weights(seed=0)
     return built.requires_grad_(False)

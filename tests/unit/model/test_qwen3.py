@@ -32,7 +32,9 @@ def test_packed_equals_alone_in_logits_and_gradients(moe: bool, make_model: Call
     packed = logits(model, parts)
     alone = torch.cat([logits(model, [part]) for part in parts])
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
-    grads = [torch.autograd.grad(torch.nn.functional.cross_entropy(out, targets), parameters) for out in (packed, alone)]
+    grads = [
+        torch.autograd.grad(torch.nn.functional.cross_entropy(out, targets), parameters) for out in (packed, alone)
+    ]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 

@@ -36,7 +36,9 @@ def test_round_trip_and_split_sizes(moe: bool, make_model: Make) -> None:
         assert not sizes or sum(sizes) == a.shape[-2]
 
 
-@pytest.mark.parametrize("name", ["model.layers.1.self_attn.v_proj.weight", "model.layers.0.mlp.experts.2.up_proj.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.v_proj.weight", "model.layers.0.mlp.experts.2.up_proj.weight"]
+)
 def test_missing_and_misshapen_tensors_are_named(name: str, make_model: Make) -> None:
     model = make_model(True)
     tensors = to_hf(model)
