@@ -27,8 +27,9 @@ import twofold
 from twofold.base.config import ConfigError
 from twofold.base.malloc import MALLOC_SETTINGS, ensure_malloc_settings
 from twofold.base.progress import duration_text
-from twofold.base.records import InputError
+from twofold.base.records import InputError, SamplingParams
 from twofold.recipes.chain import Chain, ChainError
+from twofold.recipes.report import REPORT_STAGE, print_summary, publish
 
 BuildRecipe = Callable[[list[str], int], Chain]
 
@@ -137,6 +138,23 @@ def run(
 
 
 @app.command()
+def chat(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder, or a run folder like runs/tiny.")],
+    budget: Annotated[int | None, typer.Option(min=0, metavar="N", help="Most thinking tokens a reply.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most tokens a reply.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, metavar="T", help="0 always takes the likeliest.")] = 0.6,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first reply.")] = 0,
+    no_think: Annotated[bool, typer.Option("--no-think", help="Answer without thinking (the hard switch).")] = False,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")] = None,
+    tools: Annotated[str | None, typer.Option(metavar="calc", help="Offer a tool to the model.")] = None,
+) -> None:
+    """Talk to a finished model; its thinking is shown apart from its answer."""
+    with one_line_errors(debug=False):
+        params = SamplingParams(temperature, max_tokens=max_tokens, seed=seed, thinking_budget=budget)
+        importlib.import_module("twofold.chat_cli").chat(folder, params, not no_think, system, tools)
+
+
+@app.command()
 def doctor() -> None:
     """Show what Twofold finds on this machine and what it makes of it."""
     console = Console()
@@ -168,9 +186,11 @@ def run_chain(console: Console, chain: Chain, folder: Path, only: str | None, re
     ran = [result for result in results if result.status == "ran"]
     total = duration_text(sum(result.seconds for result in results))
     what = f"{len(ran)} of {len(results)} stages ran" if ran else "nothing to do"
-    report = folder / "report" / "report.html"
-    where = f"report: {report}" if report.exists() else f"folder: {folder}"
-    console.print(escape(f"{what}; {total} in all; {where}"), style="bold", highlight=False, soft_wrap=True)
+    console.print(escape(f"{what}; {total} in all; folder: {folder}"), style="bold", highlight=False, soft_wrap=True)
+    if (folder / REPORT_STAGE / "report.json").exists():
+        publish(folder)
+        for line in print_summary(folder / "report.json"):
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_plan(console: Console, chain: Chain, folder: Path, only: str | None, redo: list[str]) -> None:

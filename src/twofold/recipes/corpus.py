@@ -39,9 +39,9 @@ class DataConfig(Config):
     easy_think_share: float = 0.3
     instruction_share: float = 0.08
     gym_documents: int = 3000
-    short_retrieval_documents: int = 1600
-    short_retrieval_chars: int = 520
-    retrieval_documents: int = 150
+    short_retrieval_documents: int = 2000
+    short_retrieval_chars: int = 420
+    retrieval_documents: int = 200
     retrieval_chars: int = 2600
     probe_documents: int = 60
     think_share: float = 0.85
@@ -62,8 +62,8 @@ def build_data(context: StageContext) -> None:
     tokenizer.save(context.out / "tokenizer", CHAT_TEMPLATE)
     context.progress.update(3)
     filler = [line for document in train for line in document.text.splitlines()]
-    short = (config.short_retrieval_documents, config.short_retrieval_chars, (3, 7))
-    long = (config.retrieval_documents, config.retrieval_chars, (6, 14))
+    short = (config.short_retrieval_documents, config.short_retrieval_chars, (10, 22))
+    long = (config.retrieval_documents, config.retrieval_chars, (14, 26))
     texts = {
         "text": [document.text for document in train],
         "held_out": [document.text for document in held_out],
@@ -76,7 +76,7 @@ def build_data(context: StageContext) -> None:
     shards = {name: _write(context.out / name, tokenizer, rows) for name, rows in texts.items()}
     context.progress.update(4)
     held_filler = [line for document in held_out for line in document.text.splitlines()]
-    probes = _retrieval(held_filler, config.probe_documents, config.retrieval_chars, (6, 14), "probe")
+    probes = _retrieval(held_filler, config.probe_documents, config.retrieval_chars, (14, 26), "probe")
     write_jsonl(context.out / "probes.jsonl", [_probe(tokenizer, text, answers) for text, answers in probes])
     write_jsonl(context.out / "dropped.jsonl", [d._asdict() for d in dropped])
     write_json(context.out / "card.json", _card(shards, texts, dropped))

@@ -224,7 +224,7 @@ def distillation_section(facts: Facts) -> Section | None:
                 *(shown(value) for value in scores[name]),
                 shown(level(rows(facts, f"eval_{name}/items/think", HARD))),
                 seconds(facts[name]["manifest"]["cost"]["seconds"]),
-                amount(result["tokens"]),
+                amount(result.get("tokens")),
                 amount(result.get("generated_tokens")),
                 result["flops"] / 1e12 if "flops" in result else None,
             ]

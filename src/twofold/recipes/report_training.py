@@ -137,7 +137,7 @@ def _pretraining_table(facts: Facts, stages: Sequence[str]) -> Table:
         rows.append(
             [
                 PRETRAINING[name],
-                amount(result["tokens"]),
+                amount(result.get("tokens")),
                 *(by_span.get(tuple(span)) for span in spans),
                 shown(stored(probe, 100)) if probe else "–",
             ]

@@ -7,6 +7,7 @@ base, distillation against RL, the MoE pair); it changes nothing about the main 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from twofold.recipes.post import (
     reasoning_rl,
 )
 from twofold.recipes.pretrain import ModelShape, PretrainConfig, pretrain
+from twofold.recipes.report import ReportConfig, write_stage_report
 from twofold.train.loop import OptimConfig
 
 FLAGSHIP = ModelShape(hidden_size=96, intermediate_size=256, head_dim=24)
@@ -48,7 +50,7 @@ def _s1(
         optim=OptimConfig(warmup=20, decay="constant"),
         tokens=tokens,
         tokens_per_step=2560,
-        mixture={"text": 0.72, "tasks_general": 0.18, "retrieval_short": 0.06, "gym": 0.04},
+        mixture={"text": 0.6, "tasks_general": 0.2, "retrieval_short": 0.16, "gym": 0.04},
         length_mix=SHORT,
         rope_theta=1e4,
         context=256,
@@ -164,7 +166,11 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
     stages = main_stages(config)
     if config.controls:
         stages += control_stages(config)
-    return Chain("tiny", stages, seed, config)
+    settings = "".join(f" --set {shlex.quote(assignment)}" for assignment in overrides)
+    command = f"twofold run tiny{f' --seed {seed}' if seed else ''}{settings}"
+    report = ReportConfig(command=command, titles={stage.name: stage.title for stage in stages})
+    needs = tuple(stage.name for stage in stages)
+    return Chain("tiny", [*stages, Stage("report", "Report", report, needs, write_stage_report)], seed, config)
 
 
 def main_stages(config: TinyConfig) -> list[Stage]:
