@@ -62,7 +62,7 @@ class Reply:
             parts.append("budget spent, the stop text was forced")
         if not self.parsed.complete:
             parts.append("cut off: --max-tokens or the context is used up")
-        return " · ".join([*parts, *self.parsed.errors])
+        return " · ".join([*parts, *dict.fromkeys(self.parsed.errors)])
 
 
 class ReplyView:
@@ -78,7 +78,7 @@ class ReplyView:
         if delta.kind != self.kind:
             self.end_line()
             if delta.kind == "reasoning":
-                self.console.print(Rule("thinking", style="dim", align="left"))
+                self.console.print(Rule(Text("thinking", "dim"), style="dim", align="left"))
             elif self.kind == "reasoning":
                 self.console.print(Rule(style="dim"))
             self.kind = delta.kind
@@ -155,8 +155,7 @@ class Chat:
         Raises:
             InputError: an unknown command or a value that it does not take.
         """
-        name, _, value = line.strip().partition(" ")
-        value = value.strip()
+        name, value = [*line.strip().split(maxsplit=1), ""][:2]
         if name == "/help":
             return HELP
         if name == "/reset":
@@ -281,7 +280,7 @@ def note(folder: Path) -> list[str]:
         can, cannot = [str(line) for line in about["can"]], str(about["cannot"])
     except (ValueError, KeyError, TypeError):
         return [NO_NOTE, f"({path} is damaged)"]
-    return ["It can answer, for example:", *(f"  {line}" for line in can), f"It cannot {cannot.removeprefix('cannot ')}"]
+    return ["It can answer, for example:", *(f"  {line}" for line in can), f"It cannot: {cannot}"]
 
 
 def is_command(line: str) -> bool:
@@ -302,7 +301,8 @@ def read_line(console: Console) -> str:
         line = input()
     except UnicodeDecodeError as error:
         raise InputError(f"the input is not UTF-8 text ({error.reason}); convert it first") from None
-    console.print(Text(PROMPT + _UNPRINTABLE.sub("\ufffd", line), style="bold"), soft_wrap=True)
+    if line.strip():
+        console.print(Text(PROMPT + _UNPRINTABLE.sub("\ufffd", line), style="bold"), soft_wrap=True)
     return line
 
 

@@ -157,7 +157,7 @@ class Qwen3(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fill weights as Hugging Face does, as a function of seed: N(0, initializer_range) for matrices, 1 for norms."""
+        """Fill weights as Hugging Face does, from ``seed`` alone: matrices N(0, initializer_range), norms 1."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.dim() == 1:

@@ -27,7 +27,7 @@ class MatrixParameter:
 
 @torch.no_grad()
 def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Approximate U V^T of each matrix [B, rows, cols] by a quintic Newton-Schulz iteration (singular values ~0.7-1.2)."""
+    """Approximate U V^T of each matrix [B, rows, cols] by quintic Newton-Schulz steps (singular values ~0.7-1.2)."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

@@ -168,6 +168,11 @@ class FusionMaker:
         answer = [*tokenizer.encode(response.answer), tokenizer.im_end]
         return Rendered(before + answer, [0.0] * len(before) + [1.0] * len(answer))
 
+    def document(self, text: str) -> Rendered:
+        """A pre-training document as it was seen then: no chat markup, every token trained."""
+        ids = [*self.renderer.tokenizer.encode(text), self.renderer.tokenizer.endoftext]
+        return Rendered(ids, [1.0] * len(ids))
+
     def tool_use(self, item: Item, task: ToolTask, thinking: bool) -> list[Rendered]:
         """A call, its real result and the answer, in either mode: one view for each assistant turn."""
         call = task.solution_call(item)

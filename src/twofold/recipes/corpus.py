@@ -29,6 +29,9 @@ from twofold.text.chat import CHAT_TEMPLATE, STOP_TEXT
 from twofold.text.tokenizer import Tokenizer
 
 
+_PASSAGE_LINES = 400  # real lines that a retrieval document is drawn from
+
+
 class DataConfig(Config):
     """Sizes of the data stage, in documents unless named otherwise."""
 
@@ -37,7 +40,7 @@ class DataConfig(Config):
     reasoning_tasks: int = 56000
     easy_share: float = 0.2
     easy_think_share: float = 0.3
-    instruction_share: float = 0.08
+    instruction_share: float = 0.12
     gym_documents: int = 3000
     short_retrieval_documents: int = 2000
     short_retrieval_chars: int = 420
@@ -123,9 +126,11 @@ def _retrieval(
     """Documents of about ``chars`` characters with a number of planted facts in the given range, each asked twice."""
     rng = random.Random(seed)
     made = []
+    usable = [line for line in filler if line.strip()]
     for _ in range(count):
-        planted = rng.randint(*facts)
-        made.append(make_retrieval_document(rng, filler, chars, planted, 2 * planted))
+        planted, start = rng.randint(*facts), rng.randrange(len(usable))
+        passage = usable[start : start + _PASSAGE_LINES] or usable[:_PASSAGE_LINES]
+        made.append(make_retrieval_document(rng, passage, chars, planted, 2 * planted))
     return made
 
 

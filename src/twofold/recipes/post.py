@@ -18,6 +18,7 @@ import torch
 from twofold.base.config import Config
 from twofold.base.files import read_jsonl, write_json, write_jsonl
 from twofold.base.records import Message, SamplingParams
+from twofold.data.tasktext import task_documents
 from twofold.engine.engine import Engine
 from twofold.engine.rows import ThinkTokens
 from twofold.model.qwen3 import Qwen3
@@ -65,8 +66,9 @@ class FusionConfig(SFTConfig):
     think: int = 700
     no_think: int = 700
     hard_switch: int = 200
-    cut_thoughts: int = 300
-    tool_use: int = 60
+    cut_thoughts: int = 250
+    tool_use: int = 250
+    replay: int = 300  # pre-training documents, so that what SFT does not mention is not forgotten
 
 
 class RLStageConfig(Config):
@@ -237,15 +239,17 @@ def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[
     off = [p for p in maker.patterns if _calls_for(p) == "no_think"]
     examples: list[Rendered] = []
     for number in range(config.think):
-        pattern = "no flag" if number % 3 == 0 else "/think" if number % 3 == 1 else rng.choice(on)
+        pattern = ("no flag", "/think", rng.choice(on), rng.choice(on))[number % 4]
         examples += maker.conversation(pattern, direct)
     for number in range(config.no_think):
-        examples += maker.conversation("/no_think" if number % 2 else rng.choice(off), direct)
+        examples += maker.conversation(rng.choice(off) if number % 3 else "/no_think", direct)
     examples += [maker.hard_switch(rng.choice(direct)) for _ in range(config.hard_switch)]
     examples += [maker.cut_thought(rng.choice(maker.responses)) for _ in range(config.cut_thoughts)]
     for number, item in enumerate(sample_items([calc], config.tool_use, rng.randrange(2**31), "train")):
         examples += maker.tool_use(item, calc, thinking=number % 2 == 0)
-    return examples
+    instructed: list[Task] = [AnswerFormat((families()["pick"],)), AnswerLength((families()["pick"],))]
+    documents = task_documents(instructed, config.replay, rng.randrange(2**31), 0.3, curriculum=False)
+    return examples + [maker.document(text) for text in documents]
 
 
 def _calls_for(pattern: str) -> str:
@@ -274,7 +278,7 @@ def general_queries(per_kind: int, seed: int, split: Any) -> list[Query]:
     for item in sample_items([easy], per_kind, seed + 2, split):
         out.append(single(item, easy, "no_think", kind="direct"))
     for task in (AnswerFormat((easy,)), AnswerLength((easy,))):
-        for item in sample_items([task], per_kind, seed + 3, split):
+        for item in sample_items([task], 2 * per_kind if split == "train" else per_kind, seed + 3, split):
             out.append(single(item, task, rng.choice(["no_think", "think"])))
     for number, item in enumerate(sample_items([calc], per_kind, seed + 4, split)):
         out.append(with_tools(item, calc, "think" if number % 2 else "no_think"))

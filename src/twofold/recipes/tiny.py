@@ -115,9 +115,9 @@ class TinyConfig(Config):
         rl=RLConfig(steps=45, entropy_low=0.03, entropy_high=0.6),
         optim=_rl(3e-4),
     )
-    fusion: FusionConfig = FusionConfig(optim=_sft(0.006, 2e-3), steps=70)
+    fusion: FusionConfig = FusionConfig(optim=_sft(0.006, 2e-3), steps=130)
     general_rl: RLStageConfig = RLStageConfig(
-        rl=RLConfig(steps=30, queries_per_step=32, group_size=8, entropy_low=0.03, entropy_high=0.6, max_tokens=96),
+        rl=RLConfig(steps=40, queries_per_step=32, group_size=8, entropy_low=0.03, entropy_high=3.0, max_tokens=96),
         optim=_rl(3e-4),
         pool_per_family=120,
     )

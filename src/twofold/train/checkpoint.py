@@ -61,7 +61,9 @@ def restore_optimizer(
     for parameter_name, parameter in model.named_parameters():
         if id(parameter) in owned:
             prefix = f"{name}.{parameter_name}."
-            saved[parameter_name] = {k.removeprefix(prefix): t.clone() for k, t in tensors.items() if k.startswith(prefix)}
+            saved[parameter_name] = {
+                k.removeprefix(prefix): t.clone() for k, t in tensors.items() if k.startswith(prefix)
+            }
     expected = set().union(*saved.values()) or {"moments"}
     for parameter_name, parameter in model.named_parameters():
         if parameter_name not in saved:

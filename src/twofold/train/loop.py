@@ -26,7 +26,6 @@ from twofold.optim.schedule import Decay, lr_scale
 from twofold.train import checkpoint
 from twofold.train.objectives import Objective, Sums
 
-
 CHECKPOINT_SECONDS = 5.0  # most work that a kill can lose, plus one step (or one rollout batch)
 
 

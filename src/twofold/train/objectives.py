@@ -124,7 +124,8 @@ class PolicyGradient:
     def counts(self, batch: TokenBatch) -> dict[str, float]:
         tokens = float(batch.weights_T.sum())
         names = ["policy", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", LOGP_DIFFERENCE + "/mean"]
-        return {name: tokens for name in [*names, "kl"] if name != "kl" or self.kl_coef}
+        names += ["kl"] if self.kl_coef else []
+        return {name: tokens for name in [*names, "entropy_bonus"]}
 
     def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
         scored = Scored(model, batch)
@@ -144,9 +145,8 @@ class PolicyGradient:
         stats: Sums = {}
         if self.entropy_coef:
             entropy_A = ops.entropy_with_grad(scored.logits_AV)
-            losses["entropy"] = -self.entropy_coef * (weights_A * entropy_A).sum()
-        else:
-            stats["entropy"] = (weights_A * ops.entropy(scored.logits_AV)).sum()
+            losses["entropy_bonus"] = -self.entropy_coef * (weights_A * entropy_A).sum()
+        stats["entropy"] = (weights_A * ops.entropy(scored.logits_AV)).sum()
         with torch.no_grad():
             stats["clip_ratio/low_mean"] = (weights_A * ((ratio_A < 1 - self.clip_low) & (advantage_A < 0))).sum()
             stats["clip_ratio/high_mean"] = (weights_A * ((ratio_A > 1 + self.clip_high) & (advantage_A > 0))).sum()

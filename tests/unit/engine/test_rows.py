@@ -78,4 +78,6 @@ def test_compaction_keeps_the_order_and_the_state_of_live_rows() -> None:
     assert rows.compact().tolist() == [1, 3] and rows.count == 2
     assert rows.tokens[:2, 0].tolist() == [7, 6] and rows.seed[:2].tolist() == [1, 3]
     assert rows.place[:2].tolist() == [2, 4] and rows.logprobs[:2, 0].tolist() == [-1, -3]
-    assert [s.request_index for s in rows.samples if s is not None] == [1, 3] and rows.live.tolist() == [True] * 2 + [False] * 2
+    assert [s.request_index for s in rows.samples if s is not None] == [1, 3] and rows.live.tolist() == [True] * 2 + [
+        False
+    ] * 2

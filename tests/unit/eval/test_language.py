@@ -19,10 +19,19 @@ VOCABULARY = 16
 def model() -> Qwen3:
     made = Qwen3(
         ModelConfig(
-            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=64,
-            tie_word_embeddings=False, initializer_range=0.3,
-        )  # fmt: skip
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            rms_norm_eps=1e-6,
+            rope_theta=1e4,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+            initializer_range=0.3,
+        )
     )
     made.init_weights(0)
     return made

@@ -25,7 +25,9 @@ def query(kind: str, flag: Any = None) -> Query:
     return single(ITEM, SumMod(), flag, kind=kind)
 
 
-def episode(asked: Query, answer: str, reasoning: str | None = " a", closed: bool = True, cut: bool = False) -> Trajectory:
+def episode(
+    asked: Query, answer: str, reasoning: str | None = " a", closed: bool = True, cut: bool = False
+) -> Trajectory:
     parsed = Parsed(reasoning, answer, (), closed, not cut, ())
     return Trajectory(asked, 0, [], [], [], [], parsed, parsed, cut, thinking_tokens=4 if reasoning else 0)
 

@@ -38,10 +38,19 @@ def make_engine(tokenizer: Tokenizer, renderer: Renderer) -> Callable[..., Engin
     def make(seed: int = 0, many_ends: bool = True) -> Engine:
         model = Qwen3(
             ModelConfig(
-                vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-                num_attention_heads=2, num_key_value_heads=1, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4,
-                max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.1,
-            )  # fmt: skip
+                vocab_size=tokenizer.vocab_size,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+                rms_norm_eps=1e-6,
+                rope_theta=1e4,
+                max_position_embeddings=256,
+                tie_word_embeddings=True,
+                initializer_range=0.1,
+            )
         )
         model.init_weights(seed)
         assert tokenizer.think_open is not None and tokenizer.think_close is not None

@@ -98,5 +98,7 @@ def test_reference_similarity_and_brevity(make_trajectory: Make) -> None:
     assert reference_similarity(" olleh\n", "olleh") == 1.0
     assert reference_similarity("", "olleh") == 0.0 == reference_similarity("xyz", "olleh")
     assert 0.5 < reference_similarity("olleg", "olleh") < 1.0
-    shares = [brevity(make_trajectory(QUERIES["hard, thinking"], END, thinking_tokens=n), 10) for n in (0, 10, 15, 20, 90)]
+    shares = [
+        brevity(make_trajectory(QUERIES["hard, thinking"], END, thinking_tokens=n), 10) for n in (0, 10, 15, 20, 90)
+    ]
     assert shares == [1.0, 1.0, 0.5, 0.0, 0.0]

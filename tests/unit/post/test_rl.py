@@ -79,7 +79,9 @@ def test_advantages_sum_to_zero_in_every_group_and_only_sampled_tokens_count(
             assert sampled[first:].all()  # nothing was forced and no tool spoke
             advantages = batch.extras["advantages"][start:end]
             assert len(advantages.unique()) == 1
-            groups.setdefault(tuple(batch.tokens_T[start : start + first + 1].tolist()), []).append(float(advantages[0]))
+            groups.setdefault(tuple(batch.tokens_T[start : start + first + 1].tolist()), []).append(
+                float(advantages[0])
+            )
         assert all(len(values) == CONFIG.group_size for values in groups.values())
         for values in groups.values():
             assert sum(values) == pytest.approx(0, abs=1e-5)

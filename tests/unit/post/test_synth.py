@@ -49,7 +49,10 @@ STEPS = GOOD.reasoning.split()
         ("guess", Response(GOOD.item, " " + STEPS[-1], GOOD.answer)),
         ("guess", Response(GOOD.item, "", GOOD.answer)),
         ("repetition", Response(GOOD.item, " " + " ".join([STEPS[0]] * 3 + STEPS), GOOD.answer)),
-        ("contradiction", Response(GOOD.item, GOOD.reasoning + " A0+0=" + str((int(GOOD.answer) + 3) % 10), GOOD.answer)),
+        (
+            "contradiction",
+            Response(GOOD.item, GOOD.reasoning + " A0+0=" + str((int(GOOD.answer) + 3) % 10), GOOD.answer),
+        ),
     ],
 )
 def test_each_filter(reason: str, response: Response) -> None:
@@ -109,7 +112,9 @@ def test_rejection_sampling_takes_at_most_one_response_an_item(renderer: Rendere
     assert kept == [first, second] and reasons == Counter({"malformed": 2, "wrong answer": 1})
 
 
-def test_most_natural_keeps_the_likeliest_trace_of_each_item(renderer: Renderer, make_engine: Callable[..., Engine]) -> None:
+def test_most_natural_keeps_the_likeliest_trace_of_each_item(
+    renderer: Renderer, make_engine: Callable[..., Engine]
+) -> None:
     responses = [Response(item, trace, item.answer) for item in ITEMS[:4] for trace in item.traces]
     engine = make_engine()
     one = synth.most_natural(engine, renderer, responses, 1)
@@ -203,6 +208,12 @@ def test_tool_use_trains_the_call_and_the_answer(with_thought: bool, maker: Fusi
     assert Calc().execute(replies[0].tool_calls[0]) == "1776" == replies[1].content
     assert [bool(r.reasoning) for r in replies] == [with_thought] * 2
     assert "1776" not in parts[0][1] and "<tool_response>\n1776" in tokenizer.decode(parts[1][0])
+
+
+def test_documents_are_trained_whole_and_without_markup(maker: FusionMaker) -> None:
+    rendered = maker.document("sum mod 10: A1\n1")
+    assert maker.renderer.tokenizer.decode(rendered.token_ids) == "sum mod 10: A1\n1<|endoftext|>"
+    assert rendered.weights == [1.0] * len(rendered.token_ids)
 
 
 def test_makers_with_one_seed_agree(renderer: Renderer) -> None:

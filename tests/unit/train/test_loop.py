@@ -57,7 +57,13 @@ def test_metrics_say_what_was_done(tmp_path: Path, make_model: Make, make_source
     seen: list[tuple[int, float]] = []
     optim = OptimConfig(warmup=2, decay="linear", end=0.0, grad_clip=1e-3)
     trainer = Trainer(
-        make_model(), make_source(), CrossEntropy(), optim, 4, tmp_path, on_step=lambda s, row: seen.append((s, row["loss"]))
+        make_model(),
+        make_source(),
+        CrossEntropy(),
+        optim,
+        4,
+        tmp_path,
+        on_step=lambda s, row: seen.append((s, row["loss"])),
     )
     trainer.fit()
     rows = trainer.metrics.rows()

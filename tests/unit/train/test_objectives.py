@@ -126,7 +126,14 @@ def test_at_ratio_one_the_gradient_is_reinforce(kind: Any, make_model: Make, mak
 @pytest.mark.parametrize("kind", ["grpo", "gspo"])
 @pytest.mark.parametrize(
     ("shift", "advantage", "clipped"),
-    [(0.5, 1.0, True), (0.5, -1.0, False), (-0.5, -1.0, True), (-0.5, 1.0, False), (0.22, 1.0, False), (0.22, -1.0, False)],
+    [
+        (0.5, 1.0, True),
+        (0.5, -1.0, False),
+        (-0.5, -1.0, True),
+        (-0.5, 1.0, False),
+        (0.22, 1.0, False),
+        (0.22, -1.0, False),
+    ],
 )
 def test_clipping_on_both_sides(
     kind: Any, shift: float, advantage: float, clipped: bool, make_model: Make, make_batch: Make
@@ -146,6 +153,8 @@ def test_gspo_uses_one_ratio_a_sequence(make_model: Make, make_batch: Make) -> N
     model = make_model()
     shift = [0.3, 0.3, 0.3, -0.4, 0.1, 0.0, 0.0, 0.05, -0.1, 0.2]
     batch = rollout(model, make_batch, [1.0, -2.0], shift)
+    batch.weights_T[:] = 1.0  # the first places too: they are where a sequence could be taken for its neighbour
+    batch.weights_T[4] = 0.0
     losses, _ = PolicyGradient("gspo", 10.0, 10.0)(model, batch)
     ratio = (logprobs(model, batch) - batch.extras["old_logprobs"]).double()
     expected = torch.zeros(())
@@ -187,7 +196,9 @@ def test_kl_penalty_and_entropy_bonus(make_model: Make, make_batch: Make) -> Non
     expected = 0.5 * tokens * (torch.tensor(-0.3).exp().item() + 0.3 - 1)
     assert number(objective(model, batch)[0]["kl"]) == pytest.approx(expected, rel=1e-3)
     entropy = (batch.weights_T * reference.entropy(logits(model, batch))).sum()
-    bonus = PolicyGradient(entropy_coef=0.2)(model, batch)[0]["entropy"]
+    losses, stats = PolicyGradient(entropy_coef=0.2)(model, batch)
+    bonus = losses["entropy_bonus"]
+    assert number(stats["entropy"]) == pytest.approx(number(entropy), rel=1e-5)
     torch.testing.assert_close(bonus, -0.2 * entropy, atol=1e-5, rtol=1e-5)
     same(grads(model, bonus), grads(model, -0.2 * entropy))
 
