@@ -29,7 +29,6 @@ from twofold.base.malloc import MALLOC_SETTINGS, ensure_malloc_settings
 from twofold.base.progress import duration_text
 from twofold.base.records import InputError, SamplingParams
 from twofold.recipes.chain import Chain, ChainError
-from twofold.recipes.report import REPORT_STAGE, print_summary, publish
 
 BuildRecipe = Callable[[list[str], int], Chain]
 
@@ -187,9 +186,10 @@ def run_chain(console: Console, chain: Chain, folder: Path, only: str | None, re
     total = duration_text(sum(result.seconds for result in results))
     what = f"{len(ran)} of {len(results)} stages ran" if ran else "nothing to do"
     console.print(escape(f"{what}; {total} in all; folder: {folder}"), style="bold", highlight=False, soft_wrap=True)
-    if (folder / REPORT_STAGE / "report.json").exists():
-        publish(folder)
-        for line in print_summary(folder / "report.json"):
+    if (folder / "report" / "report.json").exists():
+        report = importlib.import_module("twofold.recipes.report")
+        report.publish(folder)
+        for line in report.print_summary(folder / "report.json"):
             console.print(line, highlight=False, soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from twofold.text.chat import Renderer
 from twofold.text.parse import Parsed, parse
 
 MAX_TURNS = 3
+_TURN_STRIDE = 1_000_000_007  # keeps the seeds of later turns away from those of other episodes
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Trajectory:
     forced: bool = False
     thinking_tokens: int = 0
     tool_results: list[str] = field(default_factory=list)
+    seed: int = 0
 
     @property
     def answer(self) -> str:
@@ -82,7 +84,8 @@ def play(
         tools = query.tools.tools if query.tools else None
         prompt = renderer.prompt_ids(query.messages, tools, thinking=not query.hard_switch)
         requests.append(Request(tuple(prompt), replace(params, seed=params.seed + index * params.n)))
-        groups.append([_start(query, prompt) for _ in range(params.n)])
+        first = params.seed + index * params.n
+        groups.append([_start(query, prompt, first + sample) for sample in range(params.n)])
     open_episodes: list[Trajectory] = []
     for completion in engine.generate(requests):
         trajectory = groups[completion.request_index][completion.sample_index]
@@ -95,9 +98,9 @@ def play(
     return groups
 
 
-def _start(query: Query, prompt: list[int]) -> Trajectory:
-    length = len(prompt)
-    return Trajectory(query, length, list(prompt), [False] * length, [0.0] * length, [0.0] * length)
+def _start(query: Query, prompt: list[int], seed: int) -> Trajectory:
+    nothing = [0.0] * len(prompt)
+    return Trajectory(query, len(prompt), list(prompt), [False] * len(prompt), nothing, list(nothing), seed=seed)
 
 
 def _absorb(trajectory: Trajectory, completion: Completion, renderer: Renderer) -> bool:
@@ -120,7 +123,7 @@ def _next_turn(
 ) -> list[Trajectory]:
     """Run the tools of every open episode, append their results as tokens and sample one more turn each."""
     requests = []
-    for number, trajectory in enumerate(episodes):
+    for trajectory in episodes:
         tools, reply = trajectory.query.tools, trajectory.final
         assert tools is not None and reply is not None
         results = [tools.execute(call) for call in reply.tool_calls]
@@ -130,7 +133,7 @@ def _next_turn(
         for values in (trajectory.logprobs, trajectory.entropies):
             values += [0.0] * len(added)
         trajectory.sampled += [False] * len(added)
-        seed = params.seed + 7_919 * turn + number
+        seed = trajectory.seed + _TURN_STRIDE * turn
         requests.append(Request(tuple(trajectory.token_ids), replace(params, n=1, seed=seed)))
     completions = engine.generate(requests) if requests else []
     return [episode for episode, done in zip(episodes, completions, strict=True) if _absorb(episode, done, renderer)]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from twofold.base.batch import TokenBatch, pack
 from twofold.base.config import Config
-from twofold.base.records import SamplingParams
+from twofold.base.records import InputError, SamplingParams
 from twofold.engine.engine import Engine
 from twofold.episodes.play import Trajectory, play
 from twofold.tasks.query import Query
@@ -77,7 +77,8 @@ class RolloutSource:
 
     Args:
         queries: the pool; drawn without replacement, reshuffled each epoch. reward: named parts of an episode's
-            reward. objective: whose entropy coefficient the controller moves.
+            reward. objective: whose entropy coefficient the controller moves. reference: a frozen policy, needed
+            for the KL term.
     """
 
     def __init__(
@@ -89,7 +90,11 @@ class RolloutSource:
         objective: PolicyGradient,
         config: RLConfig,
         seed: int,
+        reference: Engine | None = None,
     ) -> None:
+        if config.kl_coef and reference is None:
+            raise InputError("kl_coef needs a reference policy; give one or set kl_coef to 0")
+        self.reference = reference if config.kl_coef else None
         self.engine, self.renderer, self.queries, self.reward = engine, renderer, list(queries), reward
         self.objective, self.config, self.seed = objective, config, seed
         self.controller = EntropyController(config.entropy_low, config.entropy_high, config.entropy_coef_max)
@@ -169,13 +174,13 @@ class RolloutSource:
     def _minibatches(self, chosen: list[tuple[Trajectory, float]]) -> list[list[TokenBatch]]:
         random.Random(f"{self.seed}:{self.drawn}").shuffle(chosen)
         count = min(self.config.minibatches, len(chosen))
-        return [micro_batches(chosen[part::count]) for part in range(count)]
+        return [micro_batches(chosen[part::count], self.reference) for part in range(count)]
 
     def _metrics(self, groups: list[list[Trajectory]], rewards: list[list[float]]) -> dict[str, float]:
         flat = [t for group in groups for t in group]
         values = [value for row in rewards for value in row]
         lengths = [sum(t.sampled) for t in flat]
-        entropy = sum(sum(t.entropies) for t in flat) / max(1, sum(lengths))
+        entropy = sum(e for t in flat for e, mine in zip(t.entropies, t.sampled, strict=True) if mine)
         parts: dict[str, list[float]] = {}
         for t in flat:
             for name, value in self.reward(t).items():
@@ -186,7 +191,7 @@ class RolloutSource:
             "frac_reward_zero_std": statistics.fmean(statistics.pstdev(row) < 1e-6 for row in rewards),
             "completions/mean_length": statistics.fmean(lengths),
             "completions/clipped_ratio": statistics.fmean(t.truncated for t in flat),
-            "rollout/entropy": entropy,
+            "rollout/entropy": entropy / max(1, sum(lengths)),
             "on_policy": 1.0,
         } | {name: sum(v) / len(flat) for name, v in parts.items()}
 
@@ -202,22 +207,25 @@ def draw(queries: Sequence[Query], batch: int, count: int, seed: int) -> list[Qu
     return out
 
 
-def micro_batches(chosen: Sequence[tuple[Trajectory, float]]) -> list[TokenBatch]:
-    """Pack trajectories with their advantages; only sampled tokens carry weight."""
+def micro_batches(
+    chosen: Sequence[tuple[Trajectory, float]], reference: Engine | None = None
+) -> list[TokenBatch]:
+    """Pack trajectories with their advantages; only sampled tokens carry weight.
+
+    With ``reference`` its log-probabilities of the same tokens go along as ``extras["ref_logprobs"]``.
+    """
     out: list[TokenBatch] = []
     part: list[tuple[Trajectory, float]] = []
     for index, pair in enumerate(chosen):
         part.append(pair)
         if sum(len(t.token_ids) for t, _ in part) >= _MICRO_BATCH_TOKENS or index == len(chosen) - 1:
-            out.append(
-                pack(
-                    [t.token_ids for t, _ in part],
-                    [[float(s) for s in t.sampled] for t, _ in part],
-                    {
-                        "old_logprobs": [t.logprobs for t, _ in part],
-                        "advantages": [[advantage] * len(t.token_ids) for t, advantage in part],
-                    },
-                )
-            )
+            rows = [t.token_ids for t, _ in part]
+            extras: dict[str, Sequence[Sequence[float]]] = {
+                "old_logprobs": [t.logprobs for t, _ in part],
+                "advantages": [[advantage] * len(t.token_ids) for t, advantage in part],
+            }
+            if reference is not None:
+                extras["ref_logprobs"] = [[0.0, *scores.tolist()] for scores in reference.score(rows)]
+            out.append(pack(rows, [[float(s) for s in t.sampled] for t, _ in part], extras))
             part = []
     return out

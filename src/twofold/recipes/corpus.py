@@ -20,7 +20,7 @@ from twofold.data.tasktext import task_documents
 from twofold.eval.language import ProbeDocument
 from twofold.recipes.chain import StageContext
 from twofold.tasks.base import Task, canonical_key, sample_items
-from twofold.tasks.families import default_families
+from twofold.tasks.families import Pick, default_families
 from twofold.tasks.gym import gym_families
 from twofold.tasks.instruct import AnswerFormat, AnswerLength
 from twofold.tasks.retrieval import Answer, make_retrieval_document
@@ -38,16 +38,17 @@ class DataConfig(Config):
     vocab_size: int = 1024
     general_tasks: int = 8000
     reasoning_tasks: int = 56000
-    easy_share: float = 0.2
+    easy_share: float = 0.14
+    lookup_share: float = 0.18
     easy_think_share: float = 0.3
-    instruction_share: float = 0.12
+    instruction_share: float = 0.1
     gym_documents: int = 3000
-    short_retrieval_documents: int = 2000
-    short_retrieval_chars: int = 420
+    short_retrieval_documents: int = 3000
+    short_retrieval_chars: int = 400
     retrieval_documents: int = 200
     retrieval_chars: int = 2600
     probe_documents: int = 60
-    think_share: float = 0.85
+    think_share: float = 0.9
     tokenizer_chars: int = 3000
 
 
@@ -57,7 +58,7 @@ def build_data(context: StageContext) -> None:
     context.progress.start(5, "part")
     train, held_out, dropped = _text_documents(context.seed)
     context.progress.update(1)
-    general = list(_task_texts(config.general_tasks, context.seed, config, curriculum=False))
+    general = list(_task_texts(config.general_tasks, context.seed, config, curriculum=True))
     reasoning = list(_task_texts(config.reasoning_tasks, context.seed + 1, config, curriculum=True))
     gym = list(task_documents(gym_families(), config.gym_documents, context.seed + 2, 0.0, curriculum=False))
     context.progress.update(2)
@@ -65,7 +66,7 @@ def build_data(context: StageContext) -> None:
     tokenizer.save(context.out / "tokenizer", CHAT_TEMPLATE)
     context.progress.update(3)
     filler = [line for document in train for line in document.text.splitlines()]
-    short = (config.short_retrieval_documents, config.short_retrieval_chars, (10, 22))
+    short = (config.short_retrieval_documents, config.short_retrieval_chars, (2, 18))
     long = (config.retrieval_documents, config.retrieval_chars, (14, 26))
     texts = {
         "text": [document.text for document in train],
@@ -73,7 +74,7 @@ def build_data(context: StageContext) -> None:
         "tasks_general": general,
         "tasks_reasoning": reasoning,
         "gym": gym,
-        "retrieval_short": [text for text, _ in _retrieval(filler, *short, f"short:{context.seed}")],
+        "retrieval_short": [text for text, _ in _retrieval(filler, *short, f"short:{context.seed}", ramp=True)],
         "retrieval": [text for text, _ in _retrieval(filler, *long, f"long:{context.seed}")],
     }
     shards = {name: _write(context.out / name, tokenizer, rows) for name, rows in texts.items()}
@@ -100,14 +101,17 @@ def _task_texts(count: int, seed: int, config: DataConfig, curriculum: bool) -> 
     """Step-by-step items mostly with their steps, easy ones mostly without, and some with an instruction about form."""
     hard = [task for task in default_families() if task.step_by_step]
     easy = [task for task in default_families() if not task.step_by_step]
+    lookup: list[Task] = [Pick()]
     instructed: list[Task] = [AnswerFormat(tuple(easy)), AnswerLength(tuple(easy))]
     rng = random.Random(f"mix:{seed}")
     kinds = {
         "hard": task_documents(hard, count, seed, config.think_share, curriculum),
         "easy": task_documents(easy, count, seed + 1, config.easy_think_share, curriculum),
+        "lookup": task_documents(lookup, count, seed + 3, 1.0, curriculum),
         "instructed": task_documents(instructed, count, seed + 2, config.easy_think_share, curriculum=False),
     }
-    weights = [1 - config.easy_share - config.instruction_share, config.easy_share, config.instruction_share]
+    rest = 1 - config.easy_share - config.lookup_share - config.instruction_share
+    weights = [rest, config.easy_share, config.lookup_share, config.instruction_share]
     for _ in range(count):
         yield next(kinds[rng.choices(list(kinds), weights)[0]])
 
@@ -121,16 +125,22 @@ def _train_tokenizer(train: Sequence[corpus.Document], tasks: Sequence[str], con
 
 
 def _retrieval(
-    filler: Sequence[str], count: int, chars: int, facts: tuple[int, int], seed: str
+    filler: Sequence[str], count: int, chars: int, facts: tuple[int, int], seed: str, ramp: bool = False
 ) -> list[tuple[str, list[Answer]]]:
-    """Documents of about ``chars`` characters with a number of planted facts in the given range, each asked twice."""
+    """Documents of about ``chars`` characters with a number of planted facts in the given range, each asked twice.
+
+    With ``ramp`` both grow from the smallest over the first half, in order: looking up is learnt on short lists first.
+    """
     rng = random.Random(seed)
     made = []
     usable = [line for line in filler if line.strip()]
-    for _ in range(count):
-        planted, start = rng.randint(*facts), rng.randrange(len(usable))
-        passage = usable[start : start + _PASSAGE_LINES] or usable[:_PASSAGE_LINES]
-        made.append(make_retrieval_document(rng, passage, chars, planted, 2 * planted))
+    for number in range(count):
+        level = min(1.0, 2 * number / count) if ramp else 1.0
+        planted = rng.randint(facts[0], facts[0] + round(level * (facts[1] - facts[0])))
+        start = rng.randrange(len(usable))
+        passage = usable[start : start + _PASSAGE_LINES]
+        size = round(max(20 * planted + 20, level * chars))
+        made.append(make_retrieval_document(rng, passage, size, planted, 2 * planted))
     return made
 
 

@@ -108,10 +108,11 @@ def on_policy(context: StageContext) -> None:
 def student_rl(context: StageContext) -> None:
     """The arm to compare with: RL on the same student, thinking queries only."""
     config: RLStageConfig = context.config
-    student = load_policy(context.inputs["student_sft"], exact=True)
+    start = context.inputs["student_sft"]
+    student = load_policy(start, exact=True)
     tasks = families()
     items = sample_items(hard_families(), config.pool_per_family * len(hard_families()), context.seed + 77, "train")
     queries = [single(item, tasks[item.family], "think") for item in items]
-    result = train_rl(context, student, queries, reasoning_reward)
+    result = train_rl(context, student, queries, reasoning_reward, start)
     cost = flops(student, result["tokens"], result["generated_tokens"])
     finish(student, context, result | {"flops": cost})

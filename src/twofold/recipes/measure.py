@@ -31,7 +31,7 @@ class MeasureConfig(Config):
     hot_samples: int = 8
     pass_k: int = 8
     mode_queries: int = 900
-    general_per_kind: int = 120
+    general_per_kind: int = 150
     budgets: tuple[int, ...] = ()
     budget_items: int = 100
     sample_count: int = 6

@@ -25,12 +25,12 @@ from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import load_weights
 from twofold.post import synth
 from twofold.post.rewards import general_reward, reasoning_reward
-from twofold.post.rl import RLConfig, RolloutSource
+from twofold.post.rl import Reward, RLConfig, RolloutSource
 from twofold.post.sft import ChatSource
 from twofold.post.synth import FusionMaker, Response
 from twofold.recipes.chain import StageContext
 from twofold.recipes.pretrain import run_training, save_model
-from twofold.tasks.base import Item, Task, sample_items
+from twofold.tasks.base import Item, Split, Task, sample_items
 from twofold.tasks.families import corrupt, default_families
 from twofold.tasks.gym import GymTask
 from twofold.tasks.instruct import AnswerFormat, AnswerLength
@@ -116,9 +116,23 @@ def hard_families() -> list[Task]:
     return [task for task in default_families() if task.step_by_step]
 
 
+# What `twofold chat` tells people about these models.
+ABOUT = {
+    "can": [
+        "sum mod 10: E1 B5 I6",
+        "let mod 10: C= D+7, G= C+8, D=8 find G",
+        "swap I G E: a12 b23",
+        "max: E1 B5 I6 /no_think",
+        "calc 37*48 (with --tools calc)",
+    ],
+    "cannot": "hold a general conversation: it has half a million parameters and knows a few task formats",
+}
+
+
 def finish(policy: Policy, context: StageContext, result: dict[str, Any]) -> None:
-    """Write the model folder and the stage's result."""
+    """Write the model folder, what it can do, and the stage's result."""
     save_model(policy.model, policy.tokenizer, context.out)
+    write_json(context.out / "about.json", ABOUT)
     write_json(context.out / "result.json", result)
 
 
@@ -183,7 +197,7 @@ def reasoning_rl(context: StageContext) -> None:
     pool = query_pool(hard_families(), config.pool_per_family, context.seed + 22, seen)
     params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
     queries, rates = synth.learnable(policy.engine, policy.renderer, pool, params, *config.pass_rate)
-    result = train_rl(context, policy, queries, reasoning_reward)
+    result = train_rl(context, policy, queries, reasoning_reward, start)
     result |= {"pool": len(pool), "learnable": len(queries), "mean_pass_rate": sum(rates) / len(rates)}
     finish(policy, context, result)
 
@@ -196,12 +210,19 @@ def query_pool(tasks: Sequence[Task], per_family: int, seed: int, seen: set[str]
     return [single(item, by_name[item.family]) for item in fresh]
 
 
-def train_rl(context: StageContext, policy: Policy, queries: Sequence[Query], reward: Any) -> dict[str, Any]:
-    """Run the RL source through the one loop; returns the cost counters."""
+def train_rl(
+    context: StageContext, policy: Policy, queries: Sequence[Query], reward: Reward, start: Path
+) -> dict[str, Any]:
+    """Run the RL source through the one loop; returns the cost counters.
+
+    Args:
+        start: where the policy came from; its frozen copy is the reference when there is a KL term.
+    """
     config: RLStageConfig = context.config
     rl = config.rl
     objective = PolicyGradient(rl.kind, rl.clip_low, rl.clip_high, kl_coef=rl.kl_coef)
-    source = RolloutSource(policy.engine, policy.renderer, queries, reward, objective, rl, context.seed)
+    reference = load_policy(start).engine if rl.kl_coef else None
+    source = RolloutSource(policy.engine, policy.renderer, queries, reward, objective, rl, context.seed, reference)
     policy.model.train()
     trainer = run_training(context, policy.model, source, objective, config.optim, rl.steps * rl.minibatches)
     return {
@@ -218,17 +239,17 @@ def fusion(context: StageContext) -> None:
     start = context.inputs["rl"]
     policy, tasks = load_policy(start), families()
     stage1 = [Item(**row) for row in read_jsonl(context.inputs["cold_start"] / "queries.jsonl")]
-    picks = sample_items([tasks["pick"]], len(stage1) // 3, context.seed + 33, "train")
+    easy = sample_items([tasks["max"]], len(stage1) // 3, context.seed + 33, "train")
     params = SamplingParams(0.6, max_tokens=128, n=2, seed=context.seed)
     responses, reasons = synth.rejection_sample(policy.engine, policy.renderer, stage1, tasks, params)
-    responses += [Response(item, item.traces[0], item.answer) for item in picks]
+    responses += [Response(item, item.traces[0], item.answer) for item in easy]
     direct = sample_items(default_families(), config.no_think, context.seed + 34, "train")
-    direct += sample_items([tasks["pick"]], config.no_think, context.seed + 35, "train")
+    direct += sample_items([tasks["max"]], config.no_think, context.seed + 35, "train")
     examples = _fusion_examples(FusionMaker(policy.renderer, tasks, responses, context.seed), config, direct)
     source = ChatSource(examples, config.batch_size, context.seed)
     trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
     finish(policy, context, {
-        "asked": len(stage1), "rejection_kept": len(responses) - len(picks), "rejected": dict(reasons),
+        "asked": len(stage1), "rejection_kept": len(responses) - len(easy), "rejected": dict(reasons),
         "examples": len(examples), "tokens": trainer.tokens, "steps": config.steps,
     })  # fmt: skip
 
@@ -247,7 +268,7 @@ def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[
     examples += [maker.cut_thought(rng.choice(maker.responses)) for _ in range(config.cut_thoughts)]
     for number, item in enumerate(sample_items([calc], config.tool_use, rng.randrange(2**31), "train")):
         examples += maker.tool_use(item, calc, thinking=number % 2 == 0)
-    instructed: list[Task] = [AnswerFormat((families()["pick"],)), AnswerLength((families()["pick"],))]
+    instructed: list[Task] = [AnswerFormat((families()["max"],)), AnswerLength((families()["max"],))]
     documents = task_documents(instructed, config.replay, rng.randrange(2**31), 0.3, curriculum=False)
     return examples + [maker.document(text) for text in documents]
 
@@ -261,38 +282,44 @@ def _calls_for(pattern: str) -> str:
 def general_rl(context: StageContext) -> None:
     """Stage 4: RL over several task kinds at once, with what fusion left untaught among them."""
     config: RLStageConfig = context.config
-    policy = load_policy(context.inputs["fusion"], exact=True)
+    start = context.inputs["fusion"]
+    policy = load_policy(start, exact=True)
     queries = general_queries(config.pool_per_family, context.seed + 44, "train")
-    result = train_rl(context, policy, queries, general_reward)
+    result = train_rl(context, policy, queries, general_reward, start)
     finish(policy, context, result)
 
 
-def general_queries(per_kind: int, seed: int, split: Any) -> list[Query]:
-    """A balanced mix: both modes, all flag patterns, formats, lengths, a tool, and an answer compared by reference."""
+# Queries of each kind in units: training leans towards thought and towards what fusion left untaught.
+TRAIN_UNITS = {"think": 4, "direct": 1, "format": 2, "length": 2, "tool": 2, "reference": 1, "system": 3, "modes": 2}
+TEST_UNITS = {"think": 1, "direct": 1, "format": 1, "length": 1, "tool": 1, "reference": 1, "system": 1, "modes": 0}
+
+
+def general_queries(per_kind: int, seed: int, split: Split) -> list[Query]:
+    """A mix of kinds: both modes, flag patterns, formats, lengths, a tool, and an answer compared with a reference."""
     rng, tasks = random.Random(f"general:{seed}:{split}"), families()
-    hard, easy, calc = hard_families(), tasks["pick"], Calc()
+    counts = {kind: units * per_kind for kind, units in (TRAIN_UNITS if split == "train" else TEST_UNITS).items()}
+    easy, calc = tasks["max"], Calc()
     spell = GymTask("spell_backward", (("min_word_len", 3),), (("max_word_len", 3, 4),), step_by_step=False)
     out: list[Query] = []
-    for item in sample_items(hard, 2 * per_kind, seed + 1, split):
+    for item in sample_items(hard_families(), counts["think"], seed + 1, split):
         out.append(single(item, tasks[item.family], rng.choice(["think", None]), kind="think"))
-    for item in sample_items([easy], per_kind, seed + 2, split):
+    for item in sample_items([easy], counts["direct"], seed + 2, split):
         out.append(single(item, easy, "no_think", kind="direct"))
     for task in (AnswerFormat((easy,)), AnswerLength((easy,))):
-        for item in sample_items([task], 2 * per_kind if split == "train" else per_kind, seed + 3, split):
+        for item in sample_items([task], counts[task.name], seed + 3, split):
             out.append(single(item, task, rng.choice(["no_think", "think"])))
-    for number, item in enumerate(sample_items([calc], per_kind, seed + 4, split)):
+    for number, item in enumerate(sample_items([calc], counts["tool"], seed + 4, split)):
         out.append(with_tools(item, calc, "think" if number % 2 else "no_think"))
-    for item in sample_items([spell], per_kind, seed + 5, split):
+    for item in sample_items([spell], counts["reference"], seed + 5, split):
         out.append(single(item, spell, "no_think", kind="reference"))
-    out += mode_queries(SYSTEM_PATTERNS, 2 * per_kind, seed + 6, split)
-    out += mode_queries(tuple(FLAG_PATTERNS), per_kind, seed + 7, split)
-    return out
+    out += mode_queries(SYSTEM_PATTERNS, counts["system"], seed + 6, split)
+    return out + mode_queries(tuple(FLAG_PATTERNS), counts["modes"], seed + 7, split)
 
 
-def mode_queries(patterns: Sequence[str], count: int, seed: int, split: Any) -> list[Query]:
+def mode_queries(patterns: Sequence[str], count: int, seed: int, split: Split) -> list[Query]:
     """Conversations with soft switches in the given patterns, taken in turn."""
     rng, tasks = random.Random(f"modes:{seed}:{split}"), families()
-    items = sample_items(list(tasks.values()), 3 * count, seed, split)
+    items = sample_items(list(tasks.values()), 3 * count, seed, split) if count else []
     out = []
     for number in range(count):
         pattern = patterns[number % len(patterns)]

@@ -67,13 +67,17 @@ class ModelShape(Config):
 
 
 class PretrainConfig(Config):
-    """One pre-training stage. ``mixture`` maps shard names to shares of tokens; lengths are in tokens."""
+    """One pre-training stage. ``mixture`` maps shard names to shares of tokens; lengths are in tokens.
+
+    ``ordered`` names the shards that are read in their stored order, from easy to hard; the others are shuffled.
+    """
 
     shape: ModelShape
     optim: OptimConfig
     tokens: int
     tokens_per_step: int
     mixture: dict[str, float]
+    ordered: tuple[str, ...] = ()
     length_mix: tuple[tuple[float, int, int], ...]
     rope_theta: float
     context: int
@@ -94,8 +98,7 @@ def pretrain(context: StageContext) -> None:
     before = measure(model, data, tokenizer, config) if start is not None and config.probe_distance else None
     source = PackedSource(
         [
-            # Task text is stored in curriculum order; everything else is shuffled.
-            MixtureEntry(name, Shard.open(data / name), weight, shuffle=name != "tasks_reasoning")
+            MixtureEntry(name, Shard.open(data / name), weight, shuffle=name not in config.ordered)
             for name, weight in config.mixture.items()
         ],
         config.tokens_per_step,

@@ -83,13 +83,13 @@ def checkpoints_section(facts: Facts) -> Section | None:
     for name in found:
         think = facts[name]["items"]["think"]
         tokens = [t for row in rows(facts, f"{name}/items/think", HARD, "thinking_tokens") for t in row]
-        pick = rows(facts, f"{name}/items/no_think", ("pick",)) if lookup(facts, f"{name}/items/no_think") else []
+        easy = rows(facts, f"{name}/items/no_think", ("max",)) if lookup(facts, f"{name}/items/no_think") else []
         table.append(
             [
                 CHECKPOINTS[name],
                 shown(level(rows(facts, f"{name}/items/think", HARD))),
                 shown(level(rows(facts, f"{name}/items/direct", HARD))),
-                shown(level(pick)) if pick else MISSING,
+                shown(level(easy)) if easy else MISSING,
                 sum(tokens) / max(1, len(tokens)),
                 100 * think["truncated"],
             ]
@@ -101,7 +101,7 @@ def checkpoints_section(facts: Facts) -> Section | None:
         f"checkpoint, at T = 0.6. The checkpoint “{CHECKPOINTS[last]}” solves {number(best.value, '%')} of them "
         f"thinking and {number(at_once.value, '%')} answering at once."
     )
-    columns = ["checkpoint", "thinking, %", "hard switch, %", "pick with /no_think, %", "thinking tokens", "cut off, %"]
+    columns = ["checkpoint", "thinking, %", "hard switch, %", "max with /no_think, %", "thinking tokens", "cut off, %"]
     return Section(title="Checkpoints", text=text, tables=[Table(title="", columns=columns, rows=table)])
 
 

@@ -50,7 +50,8 @@ def _s1(
         optim=OptimConfig(warmup=20, decay="constant"),
         tokens=tokens,
         tokens_per_step=2560,
-        mixture={"text": 0.6, "tasks_general": 0.2, "retrieval_short": 0.16, "gym": 0.04},
+        mixture={"text": 0.56, "tasks_general": 0.3, "retrieval_short": 0.1, "gym": 0.04},
+        ordered=("tasks_general", "retrieval_short"),
         length_mix=SHORT,
         rope_theta=1e4,
         context=256,
@@ -68,7 +69,8 @@ def _s2(
         optim=OptimConfig(warmup=0, decay="linear", start=1.0, end=0.15),
         tokens=tokens,
         tokens_per_step=2560,
-        mixture={"tasks_reasoning": 0.7, "text": 0.22, "retrieval_short": 0.06, "gym": 0.02},
+        mixture={"tasks_reasoning": 0.68, "text": 0.2, "retrieval_short": 0.1, "gym": 0.02},
+        ordered=("tasks_reasoning",),
         length_mix=SHORT,
         rope_theta=1e4,
         context=256,
@@ -84,7 +86,7 @@ def _s3(shape: ModelShape, tokens: int = 700_000, rope_theta: float = 1e6) -> Pr
         optim=OptimConfig(warmup=5, decay="linear", start=0.5, end=0.05),
         tokens=tokens,
         tokens_per_step=4096,
-        mixture={"retrieval": 0.2, "text": 0.3, "tasks_general": 0.5},
+        mixture={"retrieval": 0.25, "text": 0.3, "tasks_reasoning": 0.45},
         length_mix=LONG,
         rope_theta=rope_theta,
         context=1024,
@@ -117,9 +119,17 @@ class TinyConfig(Config):
     )
     fusion: FusionConfig = FusionConfig(optim=_sft(0.006, 2e-3), steps=130)
     general_rl: RLStageConfig = RLStageConfig(
-        rl=RLConfig(steps=40, queries_per_step=32, group_size=8, entropy_low=0.03, entropy_high=3.0, max_tokens=96),
+        rl=RLConfig(
+            steps=30,
+            queries_per_step=32,
+            group_size=8,
+            max_tokens=96,
+            kl_coef=0.05,
+            entropy_low=0.03,
+            entropy_high=3.0,
+        ),
         optim=_rl(3e-4),
-        pool_per_family=120,
+        pool_per_family=60,
     )
     direct: SFTConfig = SFTConfig(optim=_sft(0.01, 3e-3), steps=250)
 

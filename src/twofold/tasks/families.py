@@ -1,7 +1,7 @@
 """Own task families, small enough for a model of a few hundred thousand parameters.
 
-``sum``, ``let`` and ``swap`` need steps; ``pick`` is a single look-up that can be answered directly; ``hop`` is an
-extra. Every trace does one primitive per token with its operands close by and looks things up by unique letters;
+``sum``, ``let`` and ``swap`` need steps; ``max`` can be answered directly; ``pick``, a single look-up, is practice for
+the others; ``hop`` is an extra. Every trace does one primitive per token with its operands close by and looks things up by unique letters;
 letters A to J always keep the spaced form (" A"), because another spelling is another token.
 Not here: wrong answers by a model, chat templates, difficulty estimates. Imports no torch.
 """
@@ -128,8 +128,38 @@ class Swap:
 
 
 @dataclass(frozen=True)
+class Largest:
+    """``max: E1 B5 I3`` -> ``5``: the largest digit, answerable without thinking.
+
+    Trace: each entry with the largest digit so far, `` E1=1 B5=5 I3=5``.
+    """
+
+    low: int = 3
+    high: int = 8
+    name: str = "max"
+    version: int = 1
+    step_by_step: bool = False
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw ``low``..``high`` lettered digits."""
+        n = draw_size(rng, self.low, self.high, level)
+        pairs = [(letter, rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
+        prompt = "max: " + " ".join(f"{letter}{digit}" for letter, digit in pairs)
+        best, steps = 0, []
+        for letter, digit in pairs:
+            best = max(best, digit)
+            steps.append(f" {letter}{digit}={best}")
+        return Item(self.name, prompt, str(best), ("".join(steps),), canonical_key(prompt), {"n": n})
+
+    def verify(self, item: Item, answer: str) -> float:
+        """Exact match."""
+        return exact_match(item, answer)
+
+
+@dataclass(frozen=True)
 class Pick:
-    """``pick B: E1 B5 I6`` -> ``5``: one look-up, answerable without thinking; trace `` B5``."""
+    """``pick B: E1 B5 I6`` -> ``5``: one look-up; trace `` B5``. Small models learn it with the trace, hardly without."""
 
     low: int = 3
     high: int = 8
@@ -188,12 +218,12 @@ class Hop:
 
 def default_families() -> list[Task]:
     """The families of the small recipes: three that need steps and one that does not."""
-    return [SumMod(), Let(), Swap(), Pick()]
+    return [SumMod(), Let(), Swap(), Largest()]
 
 
 def extra_families() -> list[Task]:
     """Families that are offered but not used by default."""
-    return [Hop()]
+    return [Pick(), Hop()]
 
 
 def corrupt(trace: str, rng: random.Random) -> str:

@@ -12,7 +12,7 @@ from twofold.recipes.artefacts import Cost, Manifest, code_fingerprint
 from twofold.recipes.evidence import HARD, LOGP_MAX, SYSTEM_KINDS
 
 ITEMS = 60  # of each kind
-FAMILIES = (*HARD, "pick")
+FAMILIES = (*HARD, "max")
 GENERAL = ("think", "direct", "format", "length", "tool", "reference", *SYSTEM_KINDS, "mode: /think", "mode: no flag")
 MODES = ("mode: no flag", "mode: /think", "mode: /no_think", "mode: hard switch", *SYSTEM_KINDS)
 STAGES = (
@@ -40,16 +40,16 @@ def hit(place: int, share: float, count: int) -> float:
     return float((place * 37) % count < share * count)
 
 
-def hard(share: float, pick: float = 0.95) -> dict[str, float]:
-    return {**dict.fromkeys(HARD, share), "pick": pick}
+def hard(share: float, easy: float = 0.95) -> dict[str, float]:
+    return {**dict.fromkeys(HARD, share), "max": easy}
 
 
-def battery(think: float, direct: float, hot: float | None = None, pick: float = 0.95) -> dict[str, Any]:
+def battery(think: float, direct: float, hot: float | None = None, easy: float = 0.95) -> dict[str, Any]:
     """items.json of one checkpoint."""
     items = {
         "think": part(hard(think), samples=2),
-        "direct": part(hard(direct, pick)),
-        "no_think": part(hard(direct, pick)),
+        "direct": part(hard(direct, easy)),
+        "no_think": part(hard(direct, easy)),
     }
     if hot is not None:
         items["hot"] = part(dict.fromkeys(HARD, hot), samples=8)
@@ -195,7 +195,7 @@ def make_facts() -> dict[str, dict[str, Any]]:
     facts["moe_micro"] = pretrained((2.6, 2.7, 2.8), experts=experts(0.34, 0))
     facts["cold_start"]["result"] = {
         "queries_drawn": 1600,
-        "answered_without_thinking": {"pick": 390, "let": 20},
+        "answered_without_thinking": {"max": 390, "let": 20},
         "queries_kept": 900,
         "candidates": 1890,
         "responses_kept": 1780,

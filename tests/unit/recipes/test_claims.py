@@ -103,7 +103,7 @@ BROKEN: list[tuple[str, str, Break]] = [
     ("thinking_gain", "own hard switch", battery_of("eval_final", 0.83, 0.6)),
     ("thinking_gain", "as many tokens", result_of("direct", "tokens", 299_999)),
     ("both_modes", "thinking: ", battery_of("eval_final", 0.7, 0.12)),
-    ("both_modes", "`pick` under", battery_of("eval_final", 0.83, 0.12, pick=0.6)),
+    ("both_modes", "`max` under", battery_of("eval_final", 0.83, 0.12, easy=0.6)),
     ("both_modes", "fusion cost", battery_of("eval_fusion", 0.75, 0.1)),
     ("rl_gain", "at T = 0.6", battery_of("eval_rl", 0.66, 0.1, 0.75)),
     ("rl_gain", "at T = 1", battery_of("eval_rl", 0.84, 0.1, 0.5)),

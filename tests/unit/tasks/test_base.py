@@ -63,7 +63,7 @@ def test_sampling_is_deterministic_distinct_and_balanced() -> None:
     assert items == sample_items(tasks, 42, seed=7, split="train")
     assert items != sample_items(tasks, 42, seed=8, split="train")
     assert len({item.prompt for item in items}) == 42
-    assert [item.family for item in items[:5]] == ["sum", "let", "swap", "pick", "sum"]
+    assert [item.family for item in items[:5]] == ["sum", "let", "swap", "max", "sum"]
     assert [i for i in items if i.family == "let"] == sample_items([Let()], 11, seed=7, split="train")
 
 

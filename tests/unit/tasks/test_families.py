@@ -67,6 +67,13 @@ def check_swap(prompt: str, trace: str) -> str | None:
     return " ".join(cups)
 
 
+def check_max(prompt: str, trace: str) -> str | None:
+    pairs = re.fullmatch(r"max: (.*)", prompt)[1].split()  # type: ignore[index]
+    digits = [int(pair[1]) for pair in pairs]
+    steps = [f" {pair}={max(digits[: i + 1])}" for i, pair in enumerate(pairs)]
+    return str(max(digits)) if trace == "".join(steps) else None
+
+
 def check_pick(prompt: str, trace: str) -> str | None:
     wanted, pairs = re.fullmatch(r"pick ([A-J]): (.*)", prompt).groups()  # type: ignore[union-attr]
     table, shown = pairs.split(), trace.split()
@@ -89,7 +96,7 @@ def check_hop(prompt: str, trace: str) -> str | None:
     return None
 
 
-CHECKERS = {"sum": check_sum, "let": check_let, "swap": check_swap, "pick": check_pick, "hop": check_hop}
+CHECKERS = {"sum": check_sum, "let": check_let, "swap": check_swap, "max": check_max, "pick": check_pick, "hop": check_hop}
 TASKS: list[Task] = default_families() + extra_families()
 
 
@@ -114,6 +121,7 @@ def test_exact_surface_forms() -> None:
         "sum": r"sum mod 10: [A-J]\d( [A-J]\d){2,7}",
         "let": r"let mod 10: ([A-J]=( [A-J]\+\d|\d)(, )?){2,6} find [A-J]",
         "swap": r"swap [A-J] [A-J] [A-J]: a(12|13|23)( [b-f](12|13|23)){1,5}",
+        "max": r"max: [A-J]\d( [A-J]\d){2,7}",
         "pick": r"pick [A-J]: [A-J]\d( [A-J]\d){2,7}",
         "hop": r"hop [A-J]: ([A-J](> [A-J]|=\d)(, )?){2,8}",
     }
