@@ -63,9 +63,10 @@ class ColdStartConfig(SFTConfig):
 class FusionConfig(SFTConfig):
     """Fusion: how many examples of each sort are made."""
 
-    think: int = 700
-    no_think: int = 700
-    hard_switch: int = 200
+    think: int = 1600
+    no_think: int = 1200
+    hard_direct_share: float = 0.2  # of direct answers; they are at chance, so more of them is only noise
+    hard_switch: int = 250
     cut_thoughts: int = 250
     tool_use: int = 250
     replay: int = 300  # pre-training documents, so that what SFT does not mention is not forgotten
@@ -243,8 +244,9 @@ def fusion(context: StageContext) -> None:
     params = SamplingParams(0.6, max_tokens=128, n=2, seed=context.seed)
     responses, reasons = synth.rejection_sample(policy.engine, policy.renderer, stage1, tasks, params)
     responses += [Response(item, item.traces[0], item.answer) for item in easy]
-    direct = sample_items(default_families(), config.no_think, context.seed + 34, "train")
-    direct += sample_items([tasks["max"]], config.no_think, context.seed + 35, "train")
+    hard_direct = round(config.hard_direct_share * config.no_think)
+    direct = sample_items(hard_families(), hard_direct, context.seed + 34, "train")
+    direct += sample_items([tasks["max"]], config.no_think - hard_direct, context.seed + 35, "train")
     examples = _fusion_examples(FusionMaker(policy.renderer, tasks, responses, context.seed), config, direct)
     source = ChatSource(examples, config.batch_size, context.seed)
     trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)

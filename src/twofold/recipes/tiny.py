@@ -117,7 +117,7 @@ class TinyConfig(Config):
         rl=RLConfig(steps=45, entropy_low=0.03, entropy_high=0.6),
         optim=_rl(3e-4),
     )
-    fusion: FusionConfig = FusionConfig(optim=_sft(0.006, 2e-3), steps=130)
+    fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=360)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
             steps=30,
