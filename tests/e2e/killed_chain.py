@@ -49,7 +49,9 @@ def build() -> Chain:
         update={"shape": SHAPE, "tokens": 25_000, "tokens_per_step": 1024, "spans": ((0, 256),), "eval_windows": 4}
     )
     rl = RLStageConfig(
-        rl=RLConfig(steps=8, queries_per_step=4, group_size=4, max_tokens=24, entropy_low=6.0, entropy_high=7.0, kl_coef=0.02),
+        rl=RLConfig(
+            steps=8, queries_per_step=4, group_size=4, max_tokens=24, entropy_low=6.0, entropy_high=7.0, kl_coef=0.02
+        ),
         optim=ADAM,
     )
     opd = OnPolicyConfig(distill=DistillConfig(steps=12, queries_per_step=8, max_tokens=24), optim=ADAM, queries=40)

@@ -207,9 +207,7 @@ def draw(queries: Sequence[Query], batch: int, count: int, seed: int) -> list[Qu
     return out
 
 
-def micro_batches(
-    chosen: Sequence[tuple[Trajectory, float]], reference: Engine | None = None
-) -> list[TokenBatch]:
+def micro_batches(chosen: Sequence[tuple[Trajectory, float]], reference: Engine | None = None) -> list[TokenBatch]:
     """Pack trajectories with their advantages; only sampled tokens carry weight.
 
     With ``reference`` its log-probabilities of the same tokens go along as ``extras["ref_logprobs"]``.

@@ -28,7 +28,6 @@ from twofold.tasks.tools import CALC_TOOL
 from twofold.text.chat import CHAT_TEMPLATE, STOP_TEXT
 from twofold.text.tokenizer import Tokenizer
 
-
 _PASSAGE_LINES = 400  # real lines that a retrieval document is drawn from
 
 

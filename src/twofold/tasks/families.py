@@ -1,8 +1,8 @@
 """Own task families, small enough for a model of a few hundred thousand parameters.
 
 ``sum``, ``let`` and ``swap`` need steps; ``max`` can be answered directly; ``pick``, a single look-up, is practice for
-the others; ``hop`` is an extra. Every trace does one primitive per token with its operands close by and looks things up by unique letters;
-letters A to J always keep the spaced form (" A"), because another spelling is another token.
+the others; ``hop`` is an extra. Every trace does one primitive per token with its operands close by and looks things up
+by unique letters; letters A to J always keep the spaced form (" A"), because another spelling is another token.
 Not here: wrong answers by a model, chat templates, difficulty estimates. Imports no torch.
 """
 
@@ -159,7 +159,10 @@ class Largest:
 
 @dataclass(frozen=True)
 class Pick:
-    """``pick B: E1 B5 I6`` -> ``5``: one look-up; trace `` B5``. Small models learn it with the trace, hardly without."""
+    """``pick B: E1 B5 I6`` -> ``5``: one look-up; trace `` B5``.
+
+    The smallest models learn it with the trace and hardly without, so it is practice, not a family to be judged by.
+    """
 
     low: int = 3
     high: int = 8

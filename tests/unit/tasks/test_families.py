@@ -96,7 +96,14 @@ def check_hop(prompt: str, trace: str) -> str | None:
     return None
 
 
-CHECKERS = {"sum": check_sum, "let": check_let, "swap": check_swap, "max": check_max, "pick": check_pick, "hop": check_hop}
+CHECKERS = {
+    "sum": check_sum,
+    "let": check_let,
+    "swap": check_swap,
+    "max": check_max,
+    "pick": check_pick,
+    "hop": check_hop,
+}
 TASKS: list[Task] = default_families() + extra_families()
 
 
