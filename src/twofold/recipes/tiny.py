@@ -138,14 +138,14 @@ class StudentConfig(Config):
     """The distillation arms."""
 
     s1: PretrainConfig = _s1(STUDENT, 1_200_000)
-    s2: PretrainConfig = _s2(STUDENT, 2_000_000)
-    off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=80)
+    s2: PretrainConfig = _s2(STUDENT, 3_200_000)
+    off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=160, queries=1600)
     on_policy: OnPolicyConfig = OnPolicyConfig(
-        distill=DistillConfig(steps=34),
+        distill=DistillConfig(steps=30),
         optim=OptimConfig(muon_lr=0.0, adam_lr=1e-3, warmup=2, decay="linear", end=0.1),
     )
     rl: RLStageConfig = RLStageConfig(
-        rl=RLConfig(steps=60, entropy_low=0.03, entropy_high=0.6), optim=_rl(3e-4), pool_per_family=300
+        rl=RLConfig(steps=80, entropy_low=0.03, entropy_high=0.6), optim=_rl(3e-4), pool_per_family=300
     )
 
 
