@@ -12,7 +12,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       train every stage of the tiny model, then open runs/tiny/report/report.html"
+	@echo "make demo       train every stage of the tiny model, then open runs/tiny/report.html"
 	@echo "make demo-full  the same with every control arm"
 	@echo "make chat       talk to the model that the demo trained"
 	@echo "make test       the default tests (minutes); make test-all: the slow ones too"
