@@ -124,9 +124,9 @@ ABOUT = {
         "let mod 10: C= D+7, G= C+8, D=8 find G",
         "swap I G E: a12 b23",
         "max: E1 B5 I6 /no_think",
-        "calc 37*48 (with --tools calc)",
     ],
-    "cannot": "hold a general conversation: it has half a million parameters and knows a few task formats",
+    "cannot": "hold a general conversation or use tools reliably: it has half a million parameters and knows a few "
+    "task formats",
 }
 
 

@@ -159,14 +159,15 @@ class TinyFullConfig(TinyConfig):
 
 def measured(full: MeasureConfig, *parts: str) -> MeasureConfig:
     """The battery for one checkpoint: ``full`` without the parts not named (hot, general, budget)."""
-    absent = {
+    absent: dict[str, dict[str, Any]] = {
         "hot": {"hot_samples": 0},
         "general": {"mode_queries": 0, "general_per_kind": 0},
         "budget": {"budgets": ()},
     }
     changes: dict[str, Any] = {}
     for part, change in absent.items():
-        changes |= {} if part in parts else change
+        if part not in parts:
+            changes |= change
     return full.model_copy(update=changes)
 
 
