@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from twofold.base.files import sha256_file
 
 SCRIPT = Path(__file__).with_name("killed_chain.py")
@@ -34,6 +36,7 @@ def weights(folder: Path) -> dict[str, str]:
     return {name: sha256_file(folder / name / "model.safetensors") for name in ("s1", "general_rl", "opd")}
 
 
+@pytest.mark.timeout(900)  # eight runs of a process that loads torch; slow machines need patience
 def test_killed_and_resumed_runs_end_in_the_same_weights(tmp_path: Path) -> None:
     run_to_end(tmp_path / "straight")
     killed_at = 0

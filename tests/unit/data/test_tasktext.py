@@ -17,8 +17,8 @@ def test_form_and_share() -> None:
     texts = list(task_documents(default_families(), 800, seed=0, think_share=0.75, curriculum=False))
     assert texts == list(task_documents(default_families(), 800, seed=0, think_share=0.75, curriculum=False))
     assert texts != list(task_documents(default_families(), 800, seed=1, think_share=0.75, curriculum=False))
-    thinking = [re.fullmatch(r"[a-z]+ [^\n]+\n [^\n]+\n\n[^\n]+", text) for text in texts]
-    direct = [re.fullmatch(r"[a-z]+ [^\n]+\n[^\n ][^\n]*", text) for text in texts]
+    thinking = [re.fullmatch(r"[a-z]+:? [^\n]+\n [^\n]+\n\n[^\n]+", text) for text in texts]
+    direct = [re.fullmatch(r"[a-z]+:? [^\n]+\n[^\n ][^\n]*", text) for text in texts]
     assert all((a is None) != (b is None) for a, b in zip(thinking, direct, strict=True))
     assert 0.7 < sum(match is not None for match in thinking) / 800 < 0.8
 

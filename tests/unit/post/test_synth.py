@@ -14,7 +14,7 @@ from twofold.engine.engine import Engine
 from twofold.post import synth
 from twofold.post.synth import FusionMaker, Response
 from twofold.tasks.base import Item, Task, sample_items
-from twofold.tasks.families import Pick, SumMod, default_families
+from twofold.tasks.families import Largest, SumMod, default_families
 from twofold.tasks.query import FLAG_PATTERNS, SYSTEM_PATTERNS, flagged, single, user_turns
 from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered, Renderer
@@ -23,7 +23,7 @@ from twofold.text.tokenizer import Tokenizer
 
 TASKS: dict[str, Task] = {task.name: task for task in default_families()}
 ITEMS = sample_items([SumMod()], 12, 5, "train")
-PICKS = sample_items([Pick()], 12, 6, "train")
+EASY = sample_items([Largest()], 12, 6, "train")
 RESPONSES = [Response(item, item.traces[0], item.answer) for item in ITEMS]
 GOOD = RESPONSES[0]
 
@@ -66,7 +66,7 @@ def test_filtering_counts_every_drop_by_reason() -> None:
 
 
 def test_balance_keeps_the_first_of_each_family() -> None:
-    assert synth.balance([*ITEMS, *PICKS[:2]], 3) == [*ITEMS[:3], *PICKS[:2]]
+    assert synth.balance([*ITEMS, *EASY[:2]], 3) == [*ITEMS[:3], *EASY[:2]]
 
 
 class Replies:
@@ -91,10 +91,10 @@ def thinking(response: Response) -> str:
 
 
 def test_answered_directly_uses_the_document_format(renderer: Renderer) -> None:
-    item, pick = ITEMS[0], PICKS[0]
-    replies = [[item.answer + "\nmore"], [" " + pick.answer], ["zz"], [pick.answer]]
+    item, easy = ITEMS[0], EASY[0]
+    replies = [[item.answer + "\nmore"], [" " + easy.answer], ["zz"], [easy.answer]]
     engine: Any = Replies(renderer.tokenizer, replies)
-    known = synth.answered_directly(engine, renderer, [item, pick, item, pick], TASKS)
+    known = synth.answered_directly(engine, renderer, [item, easy, item, easy], TASKS)
     assert known == [True, False, False, True]  # a leading space begins a trace, not an answer
 
 
@@ -146,7 +146,7 @@ def split(rendered: Rendered, tokenizer: Tokenizer) -> tuple[list[int], str]:
 def test_fusion_leaves_system_flags_to_general_rl(maker: FusionMaker) -> None:
     assert set(maker.patterns) == set(FLAG_PATTERNS) - set(SYSTEM_PATTERNS)
     for pattern in maker.patterns:
-        for rendered in maker.conversation(pattern, PICKS):
+        for rendered in maker.conversation(pattern, EASY):
             assert "<|im_start|>system" not in rendered.text
 
 
@@ -155,7 +155,7 @@ def test_the_last_flag_decides_how_the_reply_looks(pattern: str, maker: FusionMa
     items = [(item, SumMod()) for item in ITEMS[: user_turns(pattern)]]
     mode = flagged(items, pattern, random.Random(0)).mode
     for _ in range(5):
-        (rendered,) = maker.conversation(pattern, PICKS)
+        (rendered,) = maker.conversation(pattern, EASY)
         prompt, reply = split(rendered, maker.renderer.tokenizer)
         asked = maker.renderer.tokenizer.decode(prompt)
         assert asked.endswith("<|im_start|>assistant\n") and reply.endswith("<|im_end|>")
@@ -163,7 +163,7 @@ def test_the_last_flag_decides_how_the_reply_looks(pattern: str, maker: FusionMa
         assert parsed.closed and parsed.complete and not parsed.errors
         if mode == "no_think":
             assert reply.startswith("<think>\n\n</think>\n\n") and parsed.reasoning == ""
-            item = next(p for p in PICKS if p.prompt in asked)
+            item = next(p for p in EASY if p.prompt in asked)
             assert parsed.content == item.answer
         else:
             response = next(r for r in RESPONSES if r.reasoning == parsed.reasoning)
@@ -173,7 +173,7 @@ def test_the_last_flag_decides_how_the_reply_looks(pattern: str, maker: FusionMa
 
 def test_hard_switch_examples_have_the_block_in_the_prompt(maker: FusionMaker) -> None:
     prompts = set()
-    for item in PICKS:
+    for item in EASY:
         prompt, reply = split(maker.hard_switch(item), maker.renderer.tokenizer)
         text = maker.renderer.tokenizer.decode(prompt)
         assert text.endswith("assistant\n<think>\n\n</think>\n\n") and reply == item.answer + "<|im_end|>"
@@ -218,5 +218,5 @@ def test_documents_are_trained_whole_and_without_markup(maker: FusionMaker) -> N
 
 def test_makers_with_one_seed_agree(renderer: Renderer) -> None:
     makers = [FusionMaker(renderer, TASKS, RESPONSES, seed) for seed in (1, 1, 2)]
-    made = [[m.conversation(p, PICKS)[0].token_ids for p in m.patterns] for m in makers]
+    made = [[m.conversation(p, EASY)[0].token_ids for p in m.patterns] for m in makers]
     assert made[0] == made[1] != made[2]
