@@ -31,6 +31,8 @@ class Engine:
         model: the module, shared with the trainer. eos_ids: tokens that end a completion.
         think: think tags and budget stop text, or None for tokenizers without them.
         max_rows: most sequences decoded together. vocab_limit: ids at and above it are never sampled (padded rows).
+        min_rows: fewest rows in a matrix product while decoding, idle ones included. Products with very few rows take
+            another path in the library and round differently; 16 keeps log-probabilities equal to the trainer's.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Engine:
         think: ThinkTokens | None = None,
         max_rows: int = 512,
         vocab_limit: int | None = None,
+        min_rows: int = 1,
     ) -> None:
         self.model, self.eos_ids, self.think = model, tuple(eos_ids), think
-        self.max_rows = max_rows
+        self.max_rows, self.min_rows = max(max_rows, min_rows), min_rows
         self.vocab_limit = vocab_limit if vocab_limit is not None else model.config.vocab_size
         self.policy_version = 0
         self.prompt_tokens = 0  # counters since the start, for cost reports
@@ -125,9 +128,9 @@ class _Run:
             self.waiting.extend(Sample(index, s, request) for s in range(request.params.n))
         capacity = max((len(r.prompt_ids) + r.params.max_tokens for r in requests), default=1)
         max_new = max((r.params.max_tokens for r in requests), default=1)
-        rows = min(engine.max_rows, max(1, len(self.waiting)))
+        rows = min(engine.max_rows, max(engine.min_rows, len(self.waiting)))
         self.cache = engine.cache(rows, capacity)
-        self.rows = Rows(rows, max_new, engine.think, engine.eos_ids)
+        self.rows = Rows(rows, max_new, engine.think, engine.eos_ids, engine.min_rows)
         self.free = list(range(rows - 1, -1, -1))
         self.completions: list[Completion] = []
         self.filtered = any(r.params.top_k > 0 or r.params.top_p < 1 for r in requests)
@@ -141,7 +144,7 @@ class _Run:
         elif self.rows.count:
             self._decode()
         self._collect()
-        return bool(self.waiting) or self.rows.count > 0
+        return bool(self.waiting) or bool(self.rows.live.any())
 
     def _admit(self) -> list[int]:
         admitted: list[int] = []
@@ -171,7 +174,7 @@ class _Run:
         self.engine.prompt_tokens += len(tokens)
         which = torch.tensor([index for index, rows in enumerate(by_prompt.values()) for _ in rows])
         rows = torch.tensor([row for rows in by_prompt.values() for row in rows])
-        self._sample(rows, model.logits(last)[which])
+        self._sample(rows, self._logits(last)[which])
 
     def _prompt(self, row: int) -> tuple[int, ...]:
         sample = self.rows.samples[row]
@@ -184,9 +187,11 @@ class _Run:
         attn = AttnInputs.decode(self.cache, places)
         hidden = self.engine.model(self.rows.last[:count], places, attn)
         live = self.rows.live[:count].nonzero().flatten()
-        if len(live) < count:
-            hidden = hidden[live]
-        self._sample(live, self.engine.model.logits(hidden))
+        self._sample(live, self._logits(hidden[live] if len(live) < count else hidden))
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        missing = max(0, self.engine.min_rows - len(hidden))
+        return self.engine.model.logits(torch.nn.functional.pad(hidden, (0, 0, 0, missing)))[: len(hidden)]
 
     def _sample(self, rows: torch.Tensor, logits: torch.Tensor) -> None:
         state = self.rows
@@ -206,6 +211,6 @@ class _Run:
             if self.waiting:
                 self.free.append(row)
         live = int(self.rows.live.sum())
-        if not self.waiting and live < _SQUEEZE_BELOW * self.rows.count:
+        if not self.waiting and live < _SQUEEZE_BELOW * self.rows.count and self.rows.count > self.engine.min_rows:
             length = int(self.rows.place[: self.rows.count].max()) + 1
             self.cache.compact(self.rows.compact(), length)

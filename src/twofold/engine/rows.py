@@ -46,8 +46,10 @@ class Sample:
 class Rows:
     """Per-row state for up to ``capacity`` samples of at most ``max_new`` tokens."""
 
-    def __init__(self, capacity: int, max_new: int, think: ThinkTokens | None, eos_ids: Sequence[int]) -> None:
-        self.think = think
+    def __init__(
+        self, capacity: int, max_new: int, think: ThinkTokens | None, eos_ids: Sequence[int], min_rows: int = 1
+    ) -> None:
+        self.think, self.min_rows = think, min_rows
         self._stop_text = torch.tensor(think.stop_ids if think else (0,), dtype=torch.int64)
         self._eos = torch.tensor(list(eos_ids), dtype=torch.int64)
         self.samples: list[Sample | None] = [None] * capacity
@@ -67,7 +69,7 @@ class Rows:
         """Start ``sample`` in ``row``; its prompt is about to be prefilled."""
         params = sample.request.params
         self.samples[row] = sample
-        self.count = max(self.count, row + 1)
+        self.count = max(self.count, row + 1, self.min_rows)
         self.place[row] = len(sample.request.prompt_ids) - 1
         self.made[row] = 0
         self.limit[row] = params.max_tokens
@@ -156,5 +158,5 @@ class Rows:
         self.live[len(keep) :] = False
         self.samples[: len(keep)] = [self.samples[row] for row in keep.tolist()]
         self.samples[len(keep) :] = [None] * (len(self.samples) - len(keep))
-        self.count = len(keep)
+        self.count = max(len(keep), self.min_rows)
         return keep

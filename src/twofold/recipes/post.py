@@ -103,7 +103,7 @@ def load_policy(folder: Path, max_rows: int = 512, exact: bool = False) -> Polic
     think = None
     if opening is not None and closing is not None:
         think = ThinkTokens(opening, closing, tuple(renderer.stop_ids))
-    engine = Engine(model, tokenizer.eos_ids, think, max_rows, tokenizer.vocab_size)
+    engine = Engine(model, tokenizer.eos_ids, think, max_rows, tokenizer.vocab_size, min_rows=16 if exact else 1)
     return Policy(model, tokenizer, renderer, engine)
 
 

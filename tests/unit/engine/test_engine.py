@@ -146,3 +146,11 @@ def test_chunked_prefill_equals_whole_prefill(model):
     attn = AttnInputs.prefill([0, rest], cache, row, [cut])
     second = model(tokens[cut:], torch.arange(cut, len(tokens)), attn)
     torch.testing.assert_close(torch.cat((first, second)), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_idle_rows_change_nothing(model):
+    requests = [Request(p, SamplingParams(temperature=1, max_tokens=15, n=3, seed=7)) for p in prompts(3)]
+    plain = engine(model).generate(requests)
+    padded = engine(model, min_rows=16).generate(requests)
+    assert [c.token_ids for c in plain] == [c.token_ids for c in padded]
+    assert engine(model, max_rows=2, min_rows=4).generate(requests[:1])[0].token_ids == plain[0].token_ids
