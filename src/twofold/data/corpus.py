@@ -8,7 +8,6 @@ on the installed Python version, which is written in ``source``.
 from __future__ import annotations
 
 import ast
-import hashlib
 import platform
 import pydoc_data.topics
 import sysconfig
@@ -17,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twofold.base.records import InputError
+from twofold.base.split import held_out
 
 LICENCE = "PSF-2.0"
-HELD_OUT_BYTES = 26  # of 256, as for task items
 _EXCLUDED_FOLDERS = {
     "site-packages",
     "dist-packages",
@@ -47,17 +46,12 @@ class Document:
     licence: str
 
 
-def is_held_out(key: str) -> bool:
-    """Whether a key belongs to the held-out tenth: first MD5 byte below 26 (the rule of task items as well)."""
-    return hashlib.md5(key.encode()).digest()[0] < HELD_OUT_BYTES
-
-
 def split_documents(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
     """Split into (train, held out) by the id before ``#``, so that parts of one file stay on one side."""
     train: list[Document] = []
     test: list[Document] = []
     for document in documents:
-        (test if is_held_out(document.id.split("#")[0]) else train).append(document)
+        (test if held_out(document.id.split("#")[0]) else train).append(document)
     return train, test
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from twofold.base.records import InputError
-from twofold.data.corpus import is_held_out
+from twofold.base.split import held_out
 
 _MAX_TRIES = 20_000
 _RAMP_SHARE = 0.5  # of the documents; afterwards sizes are drawn from the whole range
@@ -84,6 +84,6 @@ def task_documents(
 def _train_item(task: TaskLike, rng: random.Random, level: float) -> ItemLike:
     for _ in range(_MAX_TRIES):
         item = task.generate(rng, level)
-        if not is_held_out(item.key):
+        if not held_out(item.key):
             return item
     raise InputError(f"task {task.name!r} has no train item at level {level}; raise its smallest size")

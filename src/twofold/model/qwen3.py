@@ -153,7 +153,6 @@ class Qwen3(nn.Module):
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._angle_table: tuple[torch.Tensor, torch.Tensor] | None = None
         self.register_buffer("inv_freq", rope.inverse_frequencies(config.rope_theta, config.head_dim), persistent=False)
 
     @torch.no_grad()
@@ -197,23 +196,10 @@ class Qwen3(nn.Module):
             tokens_T, positions_T: int64. attn: which tokens see which. routing: filled by MoE layers when given.
         """
         x_TD = self.model.embed_tokens(tokens_T)
-        angles = self._angles(positions_T, x_TD.dtype)
+        angles = rope.angles(positions_T, self.inv_freq, x_TD.dtype)
         for layer in self.model.layers:
             x_TD = layer(x_TD, angles, attn, routing)
         return self.model.norm(x_TD)
-
-    def _angles(self, positions_T: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of the positions, from a table.
-
-        The table is not for speed alone: computed per batch, a position's sine can differ in the last bit with its
-        place in the batch (vectorised and scalar code round differently), and log-probabilities with it.
-        """
-        longest = int(positions_T.max()) + 1
-        if self._angle_table is None or len(self._angle_table[0]) < longest:
-            places = torch.arange(max(longest, self.config.max_position_embeddings), device=positions_T.device)
-            self._angle_table = rope.angles(places, self.inv_freq, torch.float32)
-        cos, sin = self._angle_table
-        return cos[positions_T].to(dtype), sin[positions_T].to(dtype)
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """fp32 logits [T, V] of the given hidden states."""

@@ -115,8 +115,9 @@ class RolloutSource:
         self.engine.update_weights()
         for _ in range(_MAX_REDRAWS):
             groups = self._sample()
-            rewards = [[sum(self.reward(t).values()) for t in group] for group in groups]
-            self.metrics = self._metrics(groups, rewards)
+            parts = [[self.reward(t) for t in group] for group in groups]
+            rewards = [[sum(named.values()) for named in row] for row in parts]
+            self.metrics = self._metrics(groups, parts, rewards)
             chosen = self._with_advantages(groups, rewards)
             if chosen:
                 break
@@ -176,15 +177,17 @@ class RolloutSource:
         count = min(self.config.minibatches, len(chosen))
         return [micro_batches(chosen[part::count], self.reference) for part in range(count)]
 
-    def _metrics(self, groups: list[list[Trajectory]], rewards: list[list[float]]) -> dict[str, float]:
+    def _metrics(
+        self, groups: list[list[Trajectory]], parts: list[list[dict[str, float]]], rewards: list[list[float]]
+    ) -> dict[str, float]:
         flat = [t for group in groups for t in group]
         values = [value for row in rewards for value in row]
         lengths = [sum(t.sampled) for t in flat]
         entropy = sum(e for t in flat for e, mine in zip(t.entropies, t.sampled, strict=True) if mine)
-        parts: dict[str, list[float]] = {}
-        for t in flat:
-            for name, value in self.reward(t).items():
-                parts.setdefault(f"rewards/{name}/mean", []).append(value)
+        named: dict[str, list[float]] = {}
+        for part in (part for row in parts for part in row):
+            for name, value in part.items():
+                named.setdefault(f"rewards/{name}/mean", []).append(value)
         return {
             "reward": statistics.fmean(values),
             "reward_std": statistics.fmean(statistics.pstdev(row) for row in rewards),
@@ -193,17 +196,19 @@ class RolloutSource:
             "completions/clipped_ratio": statistics.fmean(t.truncated for t in flat),
             "rollout/entropy": entropy / max(1, sum(lengths)),
             "on_policy": 1.0,
-        } | {name: sum(v) / len(flat) for name, v in parts.items()}
+        } | {name: sum(v) / len(flat) for name, v in named.items()}
 
 
 def draw(queries: Sequence[Query], batch: int, count: int, seed: int) -> list[Query]:
     """Queries number batch * count … of an endless sequence of seeded shuffles of the pool."""
+    orders: dict[int, list[Query]] = {}
     out = []
     for number in range(batch * count, (batch + 1) * count):
         epoch, place = divmod(number, len(queries))
-        order = list(range(len(queries)))
-        random.Random(f"{seed}:epoch:{epoch}").shuffle(order)
-        out.append(queries[order[place]])
+        if epoch not in orders:
+            orders[epoch] = list(queries)
+            random.Random(f"{seed}:epoch:{epoch}").shuffle(orders[epoch])
+        out.append(orders[epoch][place])
     return out
 
 

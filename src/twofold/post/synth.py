@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofold.base.records import Message, Request, SamplingParams
+from twofold.base.split import held_out
 from twofold.data.tasktext import item_text
 from twofold.engine.engine import Engine
 from twofold.episodes.play import play
-from twofold.tasks.base import Item, Task, held_out
+from twofold.tasks.base import Item, Task
 from twofold.tasks.query import FLAG_PATTERNS, SYSTEM_PATTERNS, Query, flagged, single, user_turns
 from twofold.tasks.tools import ToolTask
 from twofold.text.chat import Rendered, Renderer

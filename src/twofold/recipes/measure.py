@@ -13,7 +13,7 @@ from twofold.base.config import Config
 from twofold.base.files import write_json
 from twofold.base.records import SamplingParams
 from twofold.episodes.play import Trajectory
-from twofold.eval.scores import Scores, evaluate, score
+from twofold.eval.scores import Scores, evaluate
 from twofold.recipes.chain import StageContext
 from twofold.recipes.post import Policy, families, general_queries, hard_families, load_policy, mode_queries
 from twofold.tasks.base import sample_items
@@ -123,8 +123,7 @@ class Battery:
             params = replace(self.params, thinking_budget=limit)
             forced, groups = evaluate(self.policy.engine, self.policy.renderer, queries, params)
             cut = [[_plainly_cut(t) for t in group] for group in groups]
-            truncated = score(queries, groups, params)
-            truncated.correct = cut
+            truncated = replace(forced, correct=cut)
             rows.append(
                 {
                     "budget": limit,

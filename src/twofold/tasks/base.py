@@ -7,7 +7,6 @@ Not here: any concrete family (families.py), chat rendering, or sampling from a 
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from twofold.base.records import InputError
+from twofold.base.split import held_out
 
 Split = Literal["train", "test"]
 
-HELD_OUT_BYTES = 26  # of 256: about 10 % of all keys are never used for training
 _MAX_TRIES = 20_000
 _LONE_CAPITAL = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")
 
@@ -76,11 +75,6 @@ def canonical_key(text: str) -> str:
         return names.setdefault(match.group(), f"<{len(names)}>")
 
     return " ".join(_LONE_CAPITAL.sub(rename, text).lower().split())
-
-
-def held_out(key: str) -> bool:
-    """Whether an item with this key belongs to the test split (about 10 % of all keys)."""
-    return hashlib.md5(key.encode()).digest()[0] < HELD_OUT_BYTES
 
 
 def exact_match(item: Item, answer: str) -> float:

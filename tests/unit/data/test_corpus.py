@@ -10,10 +10,12 @@ from twofold.base.records import InputError
 from twofold.data.corpus import (
     Document,
     docstring_documents,
-    is_held_out,
     pydoc_topic_documents,
     python_stdlib_documents,
     split_documents,
+)
+from twofold.data.corpus import (
+    held_out as is_held_out,
 )
 from twofold.tasks.base import held_out
 
