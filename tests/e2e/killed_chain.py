@@ -42,11 +42,18 @@ def small_rl(context: StageContext) -> None:
 
 def build() -> Chain:
     data = tiny.DataConfig(
-        general_tasks=300, reasoning_tasks=60, gym_documents=30, short_retrieval_documents=20,
-        retrieval_documents=4, probe_documents=2, vocab_size=400, tokenizer_chars=300,
+        general_tasks=300, reasoning_tasks=60, gym_documents=30, copying_documents=200,
+        short_notes=20, long_notes=4, probe_documents=2, vocab_size=400, tokenizer_chars=300,
     )  # fmt: skip
     s1 = tiny.TinyConfig().s1.model_copy(
-        update={"shape": SHAPE, "tokens": 25_000, "tokens_per_step": 1024, "spans": ((0, 256),), "eval_windows": 4}
+        update={
+            "shape": SHAPE,
+            "tokens": 25_000,
+            "head_start": {"copying": 4_000},
+            "tokens_per_step": 1024,
+            "spans": ((0, 256),),
+            "eval_windows": 4,
+        }
     )
     rl = RLStageConfig(
         rl=RLConfig(

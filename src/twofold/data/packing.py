@@ -27,12 +27,19 @@ _CAP_STREAM, _ORDER_STREAM = 1, 2  # independent random streams of one seed
 
 @dataclass(frozen=True)
 class MixtureEntry:
-    """One source: ``weight`` is its relative share of tokens; ``shuffle=False`` keeps the stored order (curricula)."""
+    """One source of a mixture.
+
+    Attributes:
+        weight: relative share of tokens, 0 only for a source that has a head start.
+        shuffle: False keeps the stored order (curricula).
+        head_start: tokens drawn from this source before the mixture begins, on top of its share.
+    """
 
     name: str
     shard: Shard
     weight: float
     shuffle: bool = True
+    head_start: int = 0
 
 
 @dataclass(slots=True)
@@ -139,6 +146,7 @@ class PackedSource:
         _check(sources, tokens_per_step, mix, seed, micro_batches)
         total = sum(entry.weight for entry in sources)
         self._shares = [entry.weight / total for entry in sources]
+        self._head_starts = [entry.head_start for entry in sources]
         self._names = [entry.name for entry in sources]
         self._readers = [_EntryReader(index, entry, mix, seed) for index, entry in enumerate(sources)]
         self._tokens_per_step = tokens_per_step
@@ -150,7 +158,9 @@ class PackedSource:
             "tokens_per_step": tokens_per_step,
             "length_mix": [list(triple) for triple in mix],
             "micro_batches": micro_batches,
-            "sources": [[e.name, e.shard.sha256, len(e.shard), float(e.weight), e.shuffle] for e in sources],
+            "sources": [
+                [e.name, e.shard.sha256, len(e.shard), float(e.weight), e.shuffle, e.head_start] for e in sources
+            ],
         }
 
     @property
@@ -209,10 +219,12 @@ class PackedSource:
         self._steps = int(state["steps"])
 
     def _most_behind(self) -> int:
-        """Source with the largest token deficit against its share; the first one on a tie."""
+        """Source short of its head start, else that with the largest deficit against its share; the first on a tie."""
         if len(self._readers) == 1:
             return 0
-        counts = [reader.cursor.tokens for reader in self._readers]
+        counts = [r.cursor.tokens - start for r, start in zip(self._readers, self._head_starts, strict=True)]
+        if min(counts) < 0:
+            return next(index for index, count in enumerate(counts) if count < 0)
         total = sum(counts) + 1
         deficits = [share * total - count for share, count in zip(self._shares, counts, strict=True)]
         return deficits.index(max(deficits))
@@ -301,10 +313,12 @@ def _check(
     if len(set(names)) != len(names):
         raise InputError(f"mixture names must be distinct, got {names}")
     for entry in sources:
-        if not entry.weight > 0:
-            raise InputError(
-                f"the weight of {entry.name!r} must be > 0, got {entry.weight}; leave the entry out instead"
-            )
+        if entry.head_start < 0 or not entry.weight >= 0:
+            raise InputError(f"weight and head start of {entry.name!r} must be 0 or more")
+        if entry.weight == 0 and entry.head_start == 0:
+            raise InputError(f"{entry.name!r} has neither a weight nor a head start; leave the entry out instead")
+    if not any(entry.weight > 0 for entry in sources):
+        raise InputError("a mixture needs at least one entry with a weight above 0")
     if tokens_per_step < 1 or micro_batches < 1 or seed < 0:
         raise InputError("tokens_per_step and micro_batches must be >= 1 and seed >= 0")
     if not length_mix:

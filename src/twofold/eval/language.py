@@ -44,9 +44,9 @@ def bits_per_byte(
 
 @dataclass(frozen=True)
 class ProbeDocument:
-    """A tokenised retrieval document: at ``answer_places`` stand digits that only the far past determines.
+    """A tokenised retrieval document: at ``answer_places`` stand tokens that only the far past determines.
 
-    ``distances`` counts tokens back to the place where the fact was planted.
+    ``distances`` counts tokens back to the place where each was stated before.
     """
 
     token_ids: list[int]
@@ -56,7 +56,7 @@ class ProbeDocument:
 
 @torch.no_grad()
 def retrieval_accuracy(model: Qwen3, documents: Sequence[ProbeDocument], min_distance: int) -> Interval:
-    """Share of facts at least ``min_distance`` tokens away that the model completes correctly (greedy)."""
+    """Share of answers at least ``min_distance`` tokens away that the model gives (greedy)."""
     right = asked = 0
     for document in documents:
         ids = torch.tensor(document.token_ids)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from twofold.base.config import Config
 from twofold.base.files import write_json, write_jsonl
@@ -20,10 +21,10 @@ from twofold.data.tasktext import task_documents
 from twofold.eval.language import ProbeDocument
 from twofold.recipes.chain import StageContext
 from twofold.tasks.base import Task, canonical_key, sample_items
-from twofold.tasks.families import Pick, default_families
+from twofold.tasks.families import LETTERS, Let, Pick, default_families
 from twofold.tasks.gym import gym_families
 from twofold.tasks.instruct import AnswerFormat, AnswerLength
-from twofold.tasks.retrieval import Answer, make_retrieval_document
+from twofold.tasks.retrieval import Answer, make_note_document
 from twofold.tasks.tools import CALC_TOOL
 from twofold.text.chat import CHAT_TEMPLATE, STOP_TEXT
 from twofold.text.tokenizer import Tokenizer
@@ -37,16 +38,18 @@ class DataConfig(Config):
     vocab_size: int = 1024
     general_tasks: int = 8000
     reasoning_tasks: int = 56000
-    easy_share: float = 0.14
-    lookup_share: float = 0.18
+    easy_share: float = 0.12
+    lookup_share: float = 0.08
     easy_think_share: float = 0.3
     instruction_share: float = 0.1
     gym_documents: int = 3000
-    short_retrieval_documents: int = 3000
-    short_retrieval_chars: int = 400
-    retrieval_documents: int = 200
-    retrieval_chars: int = 2600
-    probe_documents: int = 60
+    copying_documents: int = 12000
+    short_notes: int = 3000
+    short_gap: int = 450
+    long_notes: int = 300
+    long_gap: int = 2400
+    probe_documents: int = 150
+    probe_letters: int = 6
     think_share: float = 0.9
     tokenizer_chars: int = 3000
 
@@ -65,22 +68,20 @@ def build_data(context: StageContext) -> None:
     tokenizer.save(context.out / "tokenizer", CHAT_TEMPLATE)
     context.progress.update(3)
     filler = [line for document in train for line in document.text.splitlines()]
-    short = (config.short_retrieval_documents, config.short_retrieval_chars, (2, 18))
-    long = (config.retrieval_documents, config.retrieval_chars, (14, 26))
     texts = {
         "text": [document.text for document in train],
         "held_out": [document.text for document in held_out],
         "tasks_general": general,
         "tasks_reasoning": reasoning,
         "gym": gym,
-        "retrieval_short": [text for text, _ in _retrieval(filler, *short, f"short:{context.seed}", ramp=True)],
-        "retrieval": [text for text, _ in _retrieval(filler, *long, f"long:{context.seed}")],
+        "copying": _notes([], config.copying_documents, 0, f"copying:{context.seed}"),
+        "notes_short": _notes(filler, config.short_notes, config.short_gap, f"short:{context.seed}", ramp=True),
+        "notes_long": _notes(filler, config.long_notes, config.long_gap, f"long:{context.seed}"),
     }
     shards = {name: _write(context.out / name, tokenizer, rows) for name, rows in texts.items()}
     context.progress.update(4)
     held_filler = [line for document in held_out for line in document.text.splitlines()]
-    probes = _retrieval(held_filler, config.probe_documents, config.retrieval_chars, (14, 26), "probe")
-    write_jsonl(context.out / "probes.jsonl", [_probe(tokenizer, text, answers) for text, answers in probes])
+    write_jsonl(context.out / "probes.jsonl", _probes(tokenizer, held_filler, config))
     write_jsonl(context.out / "dropped.jsonl", [d._asdict() for d in dropped])
     write_json(context.out / "card.json", _card(shards, texts, dropped))
     context.progress.finish()
@@ -99,6 +100,7 @@ def _text_documents(seed: int) -> tuple[list[corpus.Document], list[corpus.Docum
 def _task_texts(count: int, seed: int, config: DataConfig, curriculum: bool) -> Iterable[str]:
     """Step-by-step items mostly with their steps, easy ones mostly without, and some with an instruction about form."""
     hard = [task for task in default_families() if task.step_by_step]
+    hard.insert(0, Let())  # twice as often as the others: it has the longest steps
     easy = [task for task in default_families() if not task.step_by_step]
     lookup: list[Task] = [Pick()]
     instructed: list[Task] = [AnswerFormat(tuple(easy)), AnswerLength(tuple(easy))]
@@ -123,27 +125,42 @@ def _train_tokenizer(train: Sequence[corpus.Document], tasks: Sequence[str], con
     return Tokenizer.train([*pieces, *tasks[:4000], *(fixed * 400)], config.vocab_size)
 
 
-def _retrieval(
-    filler: Sequence[str], count: int, chars: int, facts: tuple[int, int], seed: str, ramp: bool = False
-) -> list[tuple[str, list[Answer]]]:
-    """Documents of about ``chars`` characters with a number of planted facts in the given range, each asked twice.
+def _notes(filler: Sequence[str], count: int, longest_gap: int, seed: str, ramp: bool = False) -> list[str]:
+    """Documents of one note, repeated up to three times after at most ``longest_gap`` characters of text in all.
 
-    With ``ramp`` both grow from the smallest over the first half, in order: looking up is learnt on short lists first.
+    With ``ramp`` the gaps grow from nothing over the first half, in order: near repeats are learnt first.
     """
     rng = random.Random(seed)
-    made = []
-    usable = [line for line in filler if line.strip()]
+    texts = []
     for number in range(count):
         level = min(1.0, 2 * number / count) if ramp else 1.0
-        planted = rng.randint(facts[0], facts[0] + round(level * (facts[1] - facts[0])))
-        start = rng.randrange(len(usable))
-        passage = usable[start : start + _PASSAGE_LINES]
-        size = round(max(20 * planted + 20, level * chars))
-        made.append(make_retrieval_document(rng, passage, size, planted, 2 * planted))
+        repeats = rng.randint(1, 3)
+        gaps = [round(level * rng.random() * longest_gap / repeats) for _ in range(repeats)]
+        texts.append(make_note_document(rng, _passage(rng, filler), rng.randint(4, len(LETTERS)), gaps)[0])
+    return texts
+
+
+def _passage(rng: random.Random, filler: Sequence[str]) -> Sequence[str]:
+    start = rng.randrange(max(1, len(filler) - _PASSAGE_LINES))
+    return filler[start : start + _PASSAGE_LINES]
+
+
+def _probes(tokenizer: Tokenizer, filler: Sequence[str], config: DataConfig) -> list[dict[str, Any]]:
+    """Held-out text with a note and one repeat after a third to the whole of the long gap.
+
+    Only the second letter of the repeat is asked for: one question a document, so that questions are independent, and
+    the one for which elimination helps least (chance is 1 in 9).
+    """
+    rng = random.Random("probe")
+    made = []
+    for _ in range(config.probe_documents):
+        gap = round(config.long_gap * rng.uniform(1 / 3, 1.0))
+        text, answers = make_note_document(rng, _passage(rng, filler), config.probe_letters, [gap])
+        made.append(_probe(tokenizer, text, answers[:1]))
     return made
 
 
-def _probe(tokenizer: Tokenizer, text: str, answers: Sequence[Answer]) -> dict[str, list[int]]:
+def _probe(tokenizer: Tokenizer, text: str, answers: Sequence[Answer]) -> dict[str, Any]:
     ids, starts = tokenizer.encode_with_offsets(text)
     place_of = {start: place for place, start in enumerate(starts)}
     places, distances = [], []
@@ -162,7 +179,7 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> Shard:
 
 
 def _card(shards: dict[str, Shard], texts: dict[str, list[str]], dropped: list[dedup.Dropped]) -> dict:
-    licences = {name: corpus.LICENCE for name in ("text", "held_out", "retrieval_short", "retrieval")} | {
+    licences = {name: corpus.LICENCE for name in ("text", "held_out", "notes_short", "notes_long")} | {
         "gym": "Apache-2.0"
     }
     entries = [

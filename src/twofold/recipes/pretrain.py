@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from twofold.base.config import Config
 from twofold.base.files import read_jsonl, write_json
@@ -67,9 +68,10 @@ class ModelShape(Config):
 
 
 class PretrainConfig(Config):
-    """One pre-training stage. ``mixture`` maps shard names to shares of tokens; lengths are in tokens.
+    """One pre-training stage. ``mixture`` maps shard names to shares of ``tokens``; lengths are in tokens.
 
     ``ordered`` names the shards that are read in their stored order, from easy to hard; the others are shuffled.
+    ``head_start`` maps shards to tokens that are read before the mixture begins, on top of ``tokens``.
     """
 
     shape: ModelShape
@@ -78,6 +80,7 @@ class PretrainConfig(Config):
     tokens_per_step: int
     mixture: dict[str, float]
     ordered: tuple[str, ...] = ()
+    head_start: dict[str, int] = Field(default_factory=dict)
     length_mix: tuple[tuple[float, int, int], ...]
     rope_theta: float
     context: int
@@ -98,14 +101,20 @@ def pretrain(context: StageContext) -> None:
     before = measure(model, data, tokenizer, config) if start is not None and config.probe_distance else None
     source = PackedSource(
         [
-            MixtureEntry(name, Shard.open(data / name), weight, shuffle=name not in config.ordered)
-            for name, weight in config.mixture.items()
+            MixtureEntry(
+                name,
+                Shard.open(data / name),
+                config.mixture.get(name, 0.0),
+                shuffle=name not in config.ordered,
+                head_start=config.head_start.get(name, 0),
+            )
+            for name in (*config.head_start, *(name for name in config.mixture if name not in config.head_start))
         ],
         config.tokens_per_step,
         config.length_mix,
         seed=context.seed,
     )
-    steps = max(1, round(config.tokens / config.tokens_per_step))
+    steps = max(1, round((config.tokens + sum(config.head_start.values())) / config.tokens_per_step))
     objective = CrossEntropy(config.balance, config.balance_scope)
     trainer = run_training(context, model, source, objective, config.optim, steps)
     save_model(model, tokenizer, context.out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from twofold.base.config import Config
 from twofold.post.distill import DistillConfig
@@ -39,44 +39,40 @@ SPARSE = ModelShape(hidden_size=64, intermediate_size=192, head_dim=16, experts=
 SPANS = ((0, 256), (256, 512), (512, 1024))
 SHORT = ((1.0, 192, 256),)
 LONG = ((0.75, 512, 1024), (0.25, 128, 512))
-BUDGETS = (0, 4, 8, 12, 16, 24, 32, 40, 48, 64, 96)
+BUDGETS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 96)
 
 
-def _s1(
-    shape: ModelShape, tokens: int = 1_500_000, balance: float = 0.0, scope: Literal["global", "source"] = "global"
-) -> PretrainConfig:
+def _s1(shape: ModelShape, tokens: int = 1_500_000, copying: int = 300_000, balance: float = 0.0) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=20, decay="constant"),
         tokens=tokens,
         tokens_per_step=2560,
-        mixture={"text": 0.56, "tasks_general": 0.3, "retrieval_short": 0.1, "gym": 0.04},
-        ordered=("tasks_general", "retrieval_short"),
+        head_start={"copying": copying} if copying else {},
+        mixture={"text": 0.58, "tasks_general": 0.3, "notes_short": 0.08, "gym": 0.04},
+        ordered=("copying", "tasks_general", "notes_short"),
         length_mix=SHORT,
         rope_theta=1e4,
         context=256,
         spans=SPANS,
         balance=balance,
-        balance_scope=scope,
     )
 
 
-def _s2(
-    shape: ModelShape, tokens: int = 3_600_000, balance: float = 0.0, scope: Literal["global", "source"] = "global"
-) -> PretrainConfig:
+def _s2(shape: ModelShape, tokens: int = 3_200_000, text: float = 0.2, balance: float = 0.0) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=0, decay="linear", start=1.0, end=0.15),
         tokens=tokens,
         tokens_per_step=2560,
-        mixture={"tasks_reasoning": 0.68, "text": 0.2, "retrieval_short": 0.1, "gym": 0.02},
+        mixture={"tasks_reasoning": 0.94 - text, "text": text, "notes_short": 0.04, "gym": 0.02},
         ordered=("tasks_reasoning",),
         length_mix=SHORT,
         rope_theta=1e4,
         context=256,
         spans=SPANS,
         balance=balance,
-        balance_scope=scope,
+        probe_distance=256,
     )
 
 
@@ -86,7 +82,7 @@ def _s3(shape: ModelShape, tokens: int = 700_000, rope_theta: float = 1e6) -> Pr
         optim=OptimConfig(warmup=5, decay="linear", start=0.5, end=0.05),
         tokens=tokens,
         tokens_per_step=4096,
-        mixture={"retrieval": 0.25, "text": 0.3, "tasks_reasoning": 0.45},
+        mixture={"notes_long": 0.15, "text": 0.35, "tasks_reasoning": 0.5},
         length_mix=LONG,
         rope_theta=rope_theta,
         context=1024,
@@ -120,7 +116,7 @@ class TinyConfig(Config):
     fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=360)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
-            steps=40,
+            steps=50,
             queries_per_step=32,
             group_size=8,
             max_tokens=96,
@@ -138,7 +134,7 @@ class StudentConfig(Config):
     """The distillation arms."""
 
     s1: PretrainConfig = _s1(STUDENT, 1_200_000)
-    s2: PretrainConfig = _s2(STUDENT, 3_200_000)
+    s2: PretrainConfig = _s2(STUDENT, 3_600_000, text=0.1)
     off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=160, queries=1600)
     on_policy: OnPolicyConfig = OnPolicyConfig(
         distill=DistillConfig(steps=30),
@@ -153,7 +149,7 @@ class TinyFullConfig(TinyConfig):
     """With the control arms' settings."""
 
     student: StudentConfig = StudentConfig()
-    moe_s1: PretrainConfig = _s1(SPARSE, 300_000, balance=0.02)
+    moe_s1: PretrainConfig = _s1(SPARSE, 300_000, copying=0, balance=0.02)
     moe_s2: PretrainConfig = _s2(SPARSE, 700_000, balance=0.02)
 
 

@@ -103,6 +103,27 @@ def test_batches_are_well_formed_and_equal_to_pack(tmp_path: Path) -> None:
     assert source.can_checkpoint
 
 
+def test_a_head_start_comes_first_and_on_top_of_the_shares(tmp_path: Path) -> None:
+    shards = {name: make_shard(tmp_path / name, [8] * 40, start=1000 * i) for i, name in enumerate("abc")}
+    entries = [
+        MixtureEntry("a", shards["a"], 3.0),
+        MixtureEntry("b", shards["b"], 1.0, shuffle=False, head_start=70),
+        MixtureEntry("c", shards["c"], 0.0, head_start=21),
+    ]
+    source = PackedSource(entries, 7, ((1.0, 8, 8),), 0)
+    firsts = [source.next_step()[0].source_S for _ in range(13)]
+    assert firsts == [[1]] * 10 + [[2]] * 3
+    half = source.state_dict()
+    drawn = [batch.source_S for _ in range(40) for batch in source.next_step()]
+    counts = [sum(part.count(i) for part in drawn) for i in range(3)]
+    assert counts == [30, 10, 0]
+    again = PackedSource(entries, 7, ((1.0, 8, 8),), 0)
+    again.load_state_dict(json.loads(json.dumps(half)))
+    assert [batch.source_S for _ in range(40) for batch in again.next_step()] == drawn
+    with pytest.raises(InputError, match="sources"):
+        PackedSource([entries[0], entries[1]], 7, ((1.0, 8, 8),), 0).load_state_dict(half)
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4), st.integers(0, 100))
 def test_weights_are_shares_of_tokens(
@@ -181,7 +202,9 @@ def test_bad_settings(tmp_path: Path) -> None:
     cases: list[tuple[list[MixtureEntry], int, tuple[tuple[float, int, int], ...], str]] = [
         ([], 10, ((1.0, 4, 4),), "at least one"),
         ([good, good], 10, ((1.0, 4, 4),), "distinct"),
-        ([MixtureEntry("a", shard, 0.0)], 10, ((1.0, 4, 4),), "must be > 0"),
+        ([MixtureEntry("a", shard, 0.0)], 10, ((1.0, 4, 4),), "neither a weight nor a head start"),
+        ([MixtureEntry("a", shard, 1.0, head_start=-1)], 10, ((1.0, 4, 4),), "0 or more"),
+        ([MixtureEntry("a", shard, 0.0, head_start=9)], 10, ((1.0, 4, 4),), "a weight above 0"),
         ([good], 0, ((1.0, 4, 4),), ">= 1"),
         ([good], 10, (), "length_mix"),
         ([good], 10, ((1.0, 5, 4),), "low <= high"),

@@ -1,4 +1,4 @@
-"""Retrieval documents: spans, distances and unambiguous keys."""
+"""Retrieval documents: spans, distances and notes that only the past determines."""
 
 from __future__ import annotations
 
@@ -10,51 +10,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.base.records import InputError
-from twofold.tasks.retrieval import MAX_FACTS, make_retrieval_document
+from twofold.tasks.retrieval import make_note_document
 
-FILLER = [f"line {i} of some real text" + " more" * (i % 5) for i in range(60)] + ["", "@ K3"]
+FILLER = [f"line {i} of some real text" + " more" * (i % 5) for i in range(60)] + ["", "@ K3", "  @property"]
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.integers(1, 26), st.integers(0, 100))
-def test_spans_and_distances(seed: int, n_facts: int, extra: int) -> None:
-    n_questions = 1 + extra % (3 * n_facts)
-    text, answers = make_retrieval_document(random.Random(seed), FILLER, 4000, n_facts, n_questions)
-    assert len(answers) == n_questions and 3500 < len(text) < 4100
-    places: dict[str, list[int]] = {}
-    for match in re.finditer(r"^@ ([A-Z])(\d)$", text, re.M):
-        places.setdefault(match[1], []).append(match.start(2))
-    assert len(places) == n_facts
-    for found in places.values():
-        assert len({text[at] for at in found}) == 1  # a key has one value in the whole document
-        assert len(found) <= 4
-        if len(found) > 1:  # at least one line of filler lies between a fact and its first repeat
-            between = text[found[0] : found[1]].splitlines()[1:-1]
-            assert any(not line.startswith("@ ") for line in between)
-    expected = sorted((b, b - a) for found in places.values() for a, b in zip(found, found[1:], strict=False))
+@given(st.integers(0, 10**6), st.integers(2, 10), st.lists(st.integers(0, 900), min_size=1, max_size=4))
+def test_spans_and_distances(seed: int, n_letters: int, gaps: list[int]) -> None:
+    text, answers = make_note_document(random.Random(seed), FILLER, n_letters, gaps)
+    notes = list(re.finditer(r"^@((?: [A-J])+)\n", text, re.M))
+    assert len(notes) == text.count("@") == len(gaps) + 1
+    assert len({note[0] for note in notes}) == 1  # one note, word for word
+    letters = notes[0][1].split()
+    assert len(set(letters)) == len(letters) == n_letters
+    for earlier, later, gap in zip(notes, notes[1:], gaps, strict=False):
+        assert gap <= later.start() - earlier.end() < gap + 60
+    expected = [
+        (note.start(1) + 2 * i, note.start() - before.start())
+        for before, note in zip(notes, notes[1:], strict=False)
+        for i in range(1, n_letters)
+    ]
     assert [(span[0], distance) for span, distance in answers] == expected
     for (start, end), distance in answers:
-        assert end == start + 1 and text[start].isdigit() and text[start - distance] == text[start]
-    assert answers[-1].span[1] == len(text) - 1  # the document ends with a question
+        assert text[start:end] == text[start - distance : end - distance] and re.fullmatch(" [A-J]", text[start:end])
+    assert answers[-1].span[1] == len(text) - 1  # the document ends with an answer
 
 
 def test_deterministic_and_varied() -> None:
-    first = make_retrieval_document(random.Random(4), FILLER, 8000, 20, 40)
-    assert first == make_retrieval_document(random.Random(4), FILLER, 8000, 20, 40)
-    distances = [distance for _, distance in first[1]]
-    assert min(distances) < 1000 and max(distances) > 4000
-    digits = {first[0][span[0]] for span, _ in first[1]}
-    assert len(digits) > 4
+    first = make_note_document(random.Random(4), FILLER, 6, [500, 2000])
+    assert first == make_note_document(random.Random(4), FILLER, 6, [500, 2000])
+    notes = {make_note_document(random.Random(seed), FILLER, 6, [0])[0] for seed in range(30)}
+    assert len(notes) == 30
 
 
 def test_errors() -> None:
     rng = random.Random(0)
     for arguments, message in (
-        ((FILLER, 4000, 0, 1), "n_facts"),
-        ((FILLER, 4000, MAX_FACTS + 1, 1), "n_facts"),
-        ((FILLER, 4000, 2, 7), "n_questions"),
-        ((FILLER, 50, 10, 15), "too few"),
-        ((["", "@ K1"], 4000, 2, 2), "filler"),
+        ((FILLER, 1, [10]), "n_letters"),
+        ((FILLER, 11, [10]), "n_letters"),
+        ((FILLER, 4, []), "gaps"),
+        ((FILLER, 4, [5, -1]), "gaps"),
+        ((["", "@ K1"], 4, [10]), "filler"),
     ):
         with pytest.raises(InputError, match=message):
-            make_retrieval_document(rng, *arguments)
+            make_note_document(rng, *arguments)
+    assert make_note_document(rng, [], 3, [0, 0])[0].count("@") == 3  # no filler asked for, none needed
