@@ -134,11 +134,12 @@ class StudentConfig(Config):
     """The distillation arms."""
 
     s1: PretrainConfig = _s1(STUDENT, 1_200_000)
-    s2: PretrainConfig = _s2(STUDENT, 3_600_000, text=0.1)
-    off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=160, queries=1600)
+    s2: PretrainConfig = _s2(STUDENT, 2_400_000, text=0.1)
+    off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=100, queries=1000)
     on_policy: OnPolicyConfig = OnPolicyConfig(
-        distill=DistillConfig(steps=30),
-        optim=OptimConfig(muon_lr=0.0, adam_lr=1e-3, warmup=2, decay="linear", end=0.1),
+        distill=DistillConfig(steps=44, temperature=0.6),
+        optim=OptimConfig(muon_lr=0.003, adam_lr=1e-3, warmup=2, decay="linear", end=0.1),
+        think_share=0.8,
     )
     rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(steps=80, entropy_low=0.03, entropy_high=0.6), optim=_rl(3e-4), pool_per_family=300
@@ -202,7 +203,7 @@ def main_stages(config: TinyConfig) -> list[Stage]:
 def control_stages(config: TinyFullConfig) -> list[Stage]:
     """Arms that some claims are judged against."""
     student, battery = config.student, config.measure
-    students = measured(battery, "hot")
+    students = measured(battery, "hot").model_copy(update={"items_per_family": 250})
     old_base = config.s3.model_copy(update={"rope_theta": config.s2.rope_theta})
     by_source = {"balance_scope": "source"}
     return [
