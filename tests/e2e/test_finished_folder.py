@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 TEXTS = [
     "sum mod 10: E1 B5 I6",
-    "let mod 10: C= D+7, E= D+2, D=8 find C",
+    "let mod 10: C= D+7, E= C+2, D=8 find C",
     "the quick brown fox",
     "def f(x): return x + 1",
 ]
