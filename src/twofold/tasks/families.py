@@ -59,39 +59,35 @@ def _running_sum(pairs: list[tuple[str, int]]) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Let:
-    """``let mod 10: C= D+7, G= C+8, E= G+2, D=8 find G`` -> ``3``.
+    """``let mod 10: C= D+7, G= C+8, D=8 find G`` -> ``3``.
 
-    Trace: `` G= C+8, C= D+7, D=8; C=8+7=5, G=5+8=3`` (look-ups back to the constant, then sums forward). One or two
-    definitions lead on from the one asked for: without them the answer is the sum of every number shown, whatever
-    refers to what. Every letter is referred to at most once, so a look-up has one key.
+    Trace: `` G= C+8, C= D+7, D=8; C=8+7=5, G=5+8=3`` (look-ups back to the constant, then sums forward).
     """
 
     low: int = 2
     high: int = 6
     name: str = "let"
-    version: int = 2
+    version: int = 1
     step_by_step: bool = True
     licence: str = LICENCE
 
     def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw a chain of ``low``..``high`` definitions and its next one or two, in shuffled order."""
+        """Draw a chain of ``low``..``high`` definitions in shuffled order."""
         n = draw_size(rng, self.low, self.high, level)
-        letters = rng.sample(LETTERS, n + rng.randint(1, 2))
-        constant, steps = rng.randrange(10), [rng.randint(1, 9) for _ in letters[1:]]
-        defined = [f"{letters[0]}={constant}"]
-        defined += [f"{letters[i]}= {letters[i - 1]}+{steps[i - 1]}" for i in range(1, len(letters))]
-        chain = defined[:n]
-        shuffled = rng.sample(defined, len(letters))
-        prompt = f"let mod 10: {', '.join(shuffled)} find {letters[n - 1]}"
+        letters = rng.sample(LETTERS, n)
+        constant, steps = rng.randrange(10), [rng.randint(1, 9) for _ in range(n - 1)]
+        chain = [f"{letters[0]}={constant}"]
+        chain += [f"{letters[i]}= {letters[i - 1]}+{steps[i - 1]}" for i in range(1, n)]
+        shuffled = rng.sample(chain, n)
+        prompt = f"let mod 10: {', '.join(shuffled)} find {letters[-1]}"
         value, sums = constant, []
-        for letter, step in zip(letters[1:n], steps[: n - 1], strict=True):
+        for letter, step in zip(letters[1:], steps, strict=True):
             following = (value + step) % 10
             sums.append(f"{letter}={value}+{step}={following}")
             value = following
         tail = "; " + ", ".join(sums)
-        as_asked = [entry for entry in shuffled if entry in chain]
-        traces = _different(*(" " + ", ".join(order) + tail for order in (chain[::-1], chain, as_asked)))
-        key = "let " + "+".join(map(str, [constant, *steps[: n - 1]]))  # order, letters and what follows do not matter
+        traces = _different(*(" " + ", ".join(order) + tail for order in (chain[::-1], chain, shuffled)))
+        key = "let " + "+".join(map(str, [constant, *steps]))  # the order and the letters do not matter
         return Item(self.name, prompt, str(value), traces, key, {"n": n})
 
     def verify(self, item: Item, answer: str) -> float:
