@@ -108,7 +108,7 @@ def pretrain(context: StageContext) -> None:
                 shuffle=name not in config.ordered,
                 head_start=config.head_start.get(name, 0),
             )
-            for name in (*config.head_start, *(name for name in config.mixture if name not in config.head_start))
+            for name in dict.fromkeys((*config.head_start, *config.mixture))
         ],
         config.tokens_per_step,
         config.length_mix,

@@ -22,8 +22,24 @@ def _different(*traces: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(traces))
 
 
+def _lettered_digits(rng: random.Random, n: int) -> list[tuple[str, int]]:
+    return [(letter, rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
+
+
+def _shown(pairs: list[tuple[str, int]]) -> str:
+    return " ".join(f"{letter}{digit}" for letter, digit in pairs)
+
+
+class _OneAnswer:
+    """A family whose items have exactly one right answer."""
+
+    def verify(self, item: Item, answer: str) -> float:
+        """Exact match with the reference."""
+        return exact_match(item, answer)
+
+
 @dataclass(frozen=True)
-class SumMod:
+class SumMod(_OneAnswer):
     """``sum mod 10: E1 B5 I6`` -> ``2``; trace `` E0+1=1 B1+5=6 I6+6=2``."""
 
     low: int = 3
@@ -36,16 +52,12 @@ class SumMod:
     def generate(self, rng: random.Random, level: float) -> Item:
         """Draw ``low``..``high`` lettered digits to be added modulo 10."""
         n = draw_size(rng, self.low, self.high, level)
-        pairs = [(letter, rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
-        prompt = "sum mod 10: " + " ".join(f"{letter}{digit}" for letter, digit in pairs)
+        pairs = _lettered_digits(rng, n)
+        prompt = "sum mod 10: " + _shown(pairs)
         forward, total = _running_sum(pairs)
         backward, _ = _running_sum(pairs[::-1])
         traces = _different(forward, backward)
         return Item(self.name, prompt, str(total), traces, canonical_key(prompt), {"n": n})
-
-    def verify(self, item: Item, answer: str) -> float:
-        """Exact match."""
-        return exact_match(item, answer)
 
 
 def _running_sum(pairs: list[tuple[str, int]]) -> tuple[str, int]:
@@ -58,7 +70,7 @@ def _running_sum(pairs: list[tuple[str, int]]) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class Let:
+class Let(_OneAnswer):
     """``let mod 10: C= D+7, G= C+8, D=8 find G`` -> ``3``.
 
     Trace: `` G= C+8, C= D+7, D=8; C=8+7=5, G=5+8=3`` (look-ups back to the constant, then sums forward).
@@ -90,13 +102,9 @@ class Let:
         key = "let " + "+".join(map(str, [constant, *steps]))  # the order and the letters do not matter
         return Item(self.name, prompt, str(value), traces, key, {"n": n})
 
-    def verify(self, item: Item, answer: str) -> float:
-        """Exact match."""
-        return exact_match(item, answer)
-
 
 @dataclass(frozen=True)
-class Swap:
+class Swap(_OneAnswer):
     """``swap I G E: a12 b23`` -> ``G E I``; trace `` a12 G I E b23 G E I`` (three cups, labelled exchanges)."""
 
     low: int = 2
@@ -122,13 +130,9 @@ class Swap:
         traces = (trace, f" {' '.join(start)}{trace}")
         return Item(self.name, prompt, " ".join(cups), traces, canonical_key(prompt), {"n": n})
 
-    def verify(self, item: Item, answer: str) -> float:
-        """Exact match of the three letters separated by single spaces."""
-        return exact_match(item, answer)
-
 
 @dataclass(frozen=True)
-class Largest:
+class Largest(_OneAnswer):
     """``max: E1 B5 I3`` -> ``5``: the largest digit, answerable without thinking.
 
     Trace: each entry with the largest digit so far, `` E1=1 B5=5 I3=5``.
@@ -144,21 +148,17 @@ class Largest:
     def generate(self, rng: random.Random, level: float) -> Item:
         """Draw ``low``..``high`` lettered digits."""
         n = draw_size(rng, self.low, self.high, level)
-        pairs = [(letter, rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
-        prompt = "max: " + " ".join(f"{letter}{digit}" for letter, digit in pairs)
+        pairs = _lettered_digits(rng, n)
+        prompt = "max: " + _shown(pairs)
         best, steps = 0, []
         for letter, digit in pairs:
             best = max(best, digit)
             steps.append(f" {letter}{digit}={best}")
         return Item(self.name, prompt, str(best), ("".join(steps),), canonical_key(prompt), {"n": n})
 
-    def verify(self, item: Item, answer: str) -> float:
-        """Exact match."""
-        return exact_match(item, answer)
-
 
 @dataclass(frozen=True)
-class Pick:
+class Pick(_OneAnswer):
     """``pick B: E1 B5 I6`` -> ``5``: one look-up; trace `` B5``.
 
     The smallest models learn it with the trace and hardly without, so it is practice, not a family to be judged by.
@@ -181,13 +181,9 @@ class Pick:
         traces = _different(f" {wanted}", " " + " ".join(pairs[: index + 1]))
         return Item(self.name, prompt, wanted[1], traces, canonical_key(prompt), {"n": n})
 
-    def verify(self, item: Item, answer: str) -> float:
-        """Exact match."""
-        return exact_match(item, answer)
-
 
 @dataclass(frozen=True)
-class Hop:
+class Hop(_OneAnswer):
     """``hop H: A> F, H> D, J=4, D> J`` -> ``4``; trace `` H> D, D> J, J=4``.
 
     A pointer chase that ends at a digit, so no step has to be counted. An extra: its learnability at the smallest
@@ -213,10 +209,6 @@ class Hop:
         prompt = f"hop {path[0]}: {', '.join(shuffled)}"
         trace = " " + ", ".join(chain)
         return Item(self.name, prompt, str(digit), (trace,), canonical_key(prompt), {"n": n})
-
-    def verify(self, item: Item, answer: str) -> float:
-        """Exact match."""
-        return exact_match(item, answer)
 
 
 def default_families() -> list[Task]:
