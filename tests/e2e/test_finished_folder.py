@@ -14,7 +14,7 @@ from twofold.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-TEXTS = ["sum mod 10: E1 B5 I6", "let mod 10: C= D+7, D=8 find C", "the quick brown fox", "def f(x): return x + 1"]
+TEXTS = ["sum mod 10: E1 B5 I6", "let mod 10: C= D7, D=8 find C", "the quick brown fox", "def f(x): return x + 1"]
 
 
 @pytest.mark.parametrize("shape", [FLAGSHIP, SPARSE], ids=["dense", "moe"])

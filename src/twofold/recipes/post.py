@@ -121,7 +121,7 @@ def hard_families() -> list[Task]:
 ABOUT = {
     "can": [
         "sum mod 10: E1 B5 I6",
-        "let mod 10: C= D+7, G= C+8, D=8 find G",
+        "let mod 10: C= D7, G= C8, D=8, A= G2 find G",
         "swap I G E: a12 b23",
         "max: E1 B5 I6 /no_think",
     ],

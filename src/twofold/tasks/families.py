@@ -71,35 +71,41 @@ def _running_sum(pairs: list[tuple[str, int]]) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Let(_OneAnswer):
-    """``let mod 10: C= D+7, G= C+8, D=8 find G`` -> ``3``.
+    """``let mod 10: C= D7, G= C8, D=8, A= G2 find G`` -> ``3``; ``C= D7`` reads "C is D plus 7".
 
-    Trace: `` G= C+8, C= D+7, D=8; C=8+7=5, G=5+8=3`` (look-ups back to the constant, then sums forward).
+    Trace: `` G= C8, C= D7, D=8; C=8+7=5, G=5+8=3`` (look-ups back to the constant, then sums forward). Up to two
+    definitions lead on past the one asked for: without them the answer would be the sum of every number shown,
+    whatever refers to what. Every letter is referred to at most once, and its number follows it at once, so that a
+    look-up has one key.
     """
 
     low: int = 2
     high: int = 6
     name: str = "let"
-    version: int = 1
+    version: int = 2
     step_by_step: bool = True
     licence: str = LICENCE
 
     def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw a chain of ``low``..``high`` definitions in shuffled order."""
+        """Draw a chain of ``low``..``high`` definitions and up to two that lead on, in shuffled order."""
         n = draw_size(rng, self.low, self.high, level)
-        letters = rng.sample(LETTERS, n)
-        constant, steps = rng.randrange(10), [rng.randint(1, 9) for _ in range(n - 1)]
-        chain = [f"{letters[0]}={constant}"]
-        chain += [f"{letters[i]}= {letters[i - 1]}+{steps[i - 1]}" for i in range(1, n)]
-        shuffled = rng.sample(chain, n)
-        prompt = f"let mod 10: {', '.join(shuffled)} find {letters[-1]}"
+        letters = rng.sample(LETTERS, n + rng.randint(0, 2))
+        constant, steps = rng.randrange(10), [rng.randint(1, 9) for _ in letters[1:]]
+        defined = [f"{letters[0]}={constant}"]
+        links = zip(letters[:-1], letters[1:], steps, strict=True)
+        defined += [f"{letter}= {before}{step}" for before, letter, step in links]
+        chain, steps = defined[:n], steps[: n - 1]
+        shuffled = rng.sample(defined, len(defined))
+        prompt = f"let mod 10: {', '.join(shuffled)} find {letters[n - 1]}"
         value, sums = constant, []
-        for letter, step in zip(letters[1:], steps, strict=True):
+        for letter, step in zip(letters[1:n], steps, strict=True):
             following = (value + step) % 10
             sums.append(f"{letter}={value}+{step}={following}")
             value = following
         tail = "; " + ", ".join(sums)
-        traces = _different(*(" " + ", ".join(order) + tail for order in (chain[::-1], chain, shuffled)))
-        key = "let " + "+".join(map(str, [constant, *steps]))  # the order and the letters do not matter
+        as_shown = [definition for definition in shuffled if definition in chain]
+        traces = _different(*(" " + ", ".join(order) + tail for order in (chain[::-1], chain, as_shown)))
+        key = "let " + "+".join(map(str, [constant, *steps]))  # order, letters and what leads on do not matter
         return Item(self.name, prompt, str(value), traces, key, {"n": n})
 
 

@@ -34,16 +34,21 @@ def check_let(prompt: str, trace: str) -> str | None:
     body, wanted = prompt.removeprefix("let mod 10: ").split(" find ")
     listed, _, sums = trace.partition("; ")
     given_parts = body.split(", ")
-    if not listed.startswith(" ") or sorted(listed[1:].split(", ")) != sorted(given_parts):
-        return None
     table = dict(part.split("=") for part in given_parts)
+    chain, here = [], wanted  # what the answer rests on, back to the constant
+    while not table[here].isdigit():
+        chain.append(f"{here}={table[here]}")
+        here = table[here][1]
+    chain.append(f"{here}={table[here]}")
+    if not listed.startswith(" ") or sorted(listed[1:].split(", ")) != sorted(chain):
+        return None
     values = {name: text for name, text in table.items() if text.isdigit()}
     for part in sums.split(", "):
         match = re.fullmatch(r"([A-J])=(\d)\+(\d)=(\d)", part)
         if not match:
             return None
         name, left, right, result = match.groups()
-        source = re.fullmatch(r" ([A-J])\+(\d)", table[name]) if name in table else None
+        source = re.fullmatch(r" ([A-J])(\d)", table[name]) if name in table else None
         if not source or values.get(source[1]) != left or source[2] != right:
             return None
         if (int(left) + int(right)) % 10 != int(result):
@@ -126,7 +131,7 @@ def test_exact_surface_forms() -> None:
     rng = random.Random(5)
     patterns = {
         "sum": r"sum mod 10: [A-J]\d( [A-J]\d){2,7}",
-        "let": r"let mod 10: ([A-J]=( [A-J]\+\d|\d)(, )?){2,6} find [A-J]",
+        "let": r"let mod 10: ([A-J]=( [A-J]\d|\d)(, )?){2,8} find [A-J]",
         "swap": r"swap [A-J] [A-J] [A-J]: a(12|13|23)( [b-f](12|13|23)){1,5}",
         "max": r"max: [A-J]\d( [A-J]\d){2,7}",
         "pick": r"pick [A-J]: [A-J]\d( [A-J]\d){2,7}",
@@ -148,6 +153,22 @@ def test_letters_are_unique_keys() -> None:
         assert len(defined) == len(set(defined))
         sources = re.findall(r"([A-J])>", Hop().generate(rng, 1.0).prompt)
         assert len(sources) == len(set(sources))
+
+
+def test_let_cannot_be_answered_by_adding_every_number() -> None:
+    rng, shortcut = random.Random(7), 0
+    for _ in range(1000):
+        item = Let().generate(rng, 1.0)
+        body, _ = item.prompt.removeprefix("let mod 10: ").split(" find ")
+        shortcut += str(sum(map(int, re.findall(r"\d", body))) % 10) == item.answer
+    assert shortcut < 450  # about a third: nothing leads on; chance among the rest
+
+
+def test_let_refers_to_every_letter_at_most_once() -> None:
+    rng = random.Random(8)
+    for _ in range(200):
+        referred = re.findall(r"= ([A-J])\d", Let().generate(rng, 1.0).prompt)
+        assert len(referred) == len(set(referred))
 
 
 def test_let_key_ignores_order_and_letters() -> None:
