@@ -5,13 +5,51 @@ Not here: sizes of released checkpoints, or anything about training.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import model_validator
 
 from twofold.base.config import Config
 
 
+class Context(Config):
+    """How positions beyond the native length are coded. ``native`` and ``target`` are tokens, their ratio the factor.
+
+    method: "yarn" (NTK by parts with attention factor, arXiv 2309.00071), "dca" (Dual Chunk Attention, training-free,
+        arXiv 2402.17463) or "llama3" (Llama 3.1's frequency scaling, always on).
+    static: code every sequence that way; otherwise a sequence that fits ``native`` keeps its plain RoPE, decided for
+        each sequence when it begins. beta_fast, beta_slow, attention_factor (None: 0.1 ln(factor) + 1): YaRN's.
+    low_freq_factor, high_freq_factor: llama3's.
+    """
+
+    native: int
+    target: int
+    method: Literal["yarn", "dca", "llama3"] = "yarn"
+    static: bool = False
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Context:
+        if not 0 < self.native <= self.target:
+            raise ValueError(f"context needs 0 < native <= target, got {self.native} and {self.target}")
+        return self
+
+    @property
+    def factor(self) -> float:
+        """target / native."""
+        return self.target / self.native
+
+
 class ModelConfig(Config):
-    """A Qwen3-shaped decoder; ``num_experts`` 0 means dense. Keys as in ``config.json`` (facts: HF Qwen3Config)."""
+    """A decoder of the Qwen family; ``num_experts`` 0 means dense. Keys as in ``config.json`` where it has them.
+
+    qk_norm and qkv_bias tell the families apart: Qwen3 (norm, no bias), Qwen2 and 2.5 (bias, no norm), Llama (neither).
+    sliding_window: tokens a query of layers >= max_window_layers can see, itself included (None: all before it).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -25,6 +63,11 @@ class ModelConfig(Config):
     max_position_embeddings: int
     tie_word_embeddings: bool
     initializer_range: float
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    context: Context | None = None
+    sliding_window: int | None = None
+    max_window_layers: int = 0
     num_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
@@ -45,6 +88,8 @@ class ModelConfig(Config):
             raise ValueError(f"num_experts_per_tok must be in 1..{self.num_experts}, got {self.num_experts_per_tok}")
         if self.num_experts and self.moe_intermediate_size < 1:
             raise ValueError("moe_intermediate_size must be given when num_experts > 0")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window must be >= 1 or null, got {self.sliding_window}")
         if self.decoder_sparse_step < 1:
             raise ValueError(f"decoder_sparse_step must be >= 1, got {self.decoder_sparse_step}")
         return self
@@ -55,11 +100,16 @@ class ModelConfig(Config):
             self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
         )
 
+    def layer_window(self, layer: int) -> int | None:
+        """Tokens that a query of this layer can see, None for all before it."""
+        return self.sliding_window if layer >= self.max_window_layers else None
+
     def num_parameters(self, active: bool = False) -> int:
         """Unique parameters; ``active`` counts only the experts one token visits."""
         h, d = self.hidden_size, self.head_dim
         nq, nkv = self.num_attention_heads, self.num_key_value_heads
-        attention = 2 * h * nq * d + 2 * h * nkv * d + 2 * d + 2 * h
+        attention = 2 * h * nq * d + 2 * h * nkv * d + 2 * h
+        attention += (2 * d if self.qk_norm else 0) + ((nq + 2 * nkv) * d if self.qkv_bias else 0)
         experts = self.num_experts_per_tok if active else self.num_experts
         total = h + self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
         for layer in range(self.num_hidden_layers):
