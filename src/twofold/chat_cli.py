@@ -22,14 +22,14 @@ from rich.text import Text
 from twofold.base.files import read_json
 from twofold.base.records import InputError, Message, Request, SamplingParams, ToolCall
 from twofold.episodes.play import MAX_TURNS
-from twofold.recipes.post import Policy, load_policy
+from twofold.llm import LLM
+from twofold.recipes.post import find_model
 from twofold.tasks.tools import Calc, ToolTask
 from twofold.text.parse import Delta, Parsed, StreamParser
 
 with suppress(ImportError):
     import readline  # noqa: F401 gives input() a history and line editing
 
-MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start")  # the latest first
 TOOLS: dict[str, ToolTask] = {"calc": Calc()}
 PROMPT = "you> "
 HELP = """\
@@ -107,7 +107,7 @@ class Chat:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: LLM,
         console: Console,
         params: SamplingParams,
         thinking: bool = True,
@@ -241,7 +241,7 @@ def chat(folder: Path, params: SamplingParams, thinking: bool, system: str | Non
         raise InputError(f"unknown tool {tools!r}; there is: {', '.join(TOOLS)}")
     console = Console(highlight=False)
     model_folder = find_model(folder)
-    policy = load_policy(model_folder, max_rows=1)
+    policy = LLM(model_folder, max_rows=1)
     session = Chat(policy, console, params, thinking, system, TOOLS[tools] if tools else None)
     size = policy.model.config.num_parameters()
     console.print(Text(f"{model_folder}, {size:,} parameters", style="bold"), soft_wrap=True)
@@ -249,25 +249,6 @@ def chat(folder: Path, params: SamplingParams, thinking: bool, system: str | Non
         session.say(line, "")
     session.say("/help lists commands, Ctrl-D leaves")
     session.run()
-
-
-def find_model(folder: Path) -> Path:
-    """A model folder itself, or the folder of a run's last finished model that can chat.
-
-    Raises:
-        InputError: neither; the message says what to run.
-    """
-    if (folder / "config.json").is_file():
-        return folder
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; give a model or run folder, or make one: twofold run tiny")
-    for stage in MODEL_STAGES:
-        if (folder / stage / "config.json").is_file():
-            return folder / stage
-    raise InputError(
-        f"{folder} holds no model that can chat (none of {', '.join(MODEL_STAGES)} is finished); "
-        f"make one: twofold run tiny --out {folder}"
-    )
 
 
 def note(folder: Path) -> list[str]:

@@ -33,12 +33,12 @@ from twofold.recipes.chain import Chain, ChainError
 BuildRecipe = Callable[[list[str], int], Chain]
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-HEAVY_COMMANDS = {"run", "chat", "serve", "generate", "eval", "bench"}
+HEAVY_COMMANDS = {"run", "chat"}
 OPTIONAL_PACKAGES = {
     "matplotlib": "plots in the report",
     "reasoning_gym": "procedural tasks",
+    "gguf": "GGUF files",
     "transformers": "parity tests against the reference implementation",
-    "fastapi": "the server",
 }
 
 
@@ -61,6 +61,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
@@ -151,6 +153,44 @@ def chat(
     with one_line_errors(debug=False):
         params = SamplingParams(temperature, max_tokens=max_tokens, seed=seed, thinking_budget=budget)
         importlib.import_module("twofold.chat_cli").chat(folder, params, not no_think, system, tools)
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    context: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tokens of a sequence; all it is made for unless given.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences kept in memory at once.")] = 1,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Show what a checkpoint is and what memory it needs, without loading its weights."""
+    with one_line_errors(debug=False):
+        importlib.import_module("twofold.model_cli").inspect(model, context, batch, dtype, Console())
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, or a file that ends in .gguf.")],
+    kind: Annotated[str, typer.Option("--type", help="f32, f16, bf16; for GGUF also q8_0, q4_0.")] = "bf16",
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A PEFT adapter to merge first.")] = None,
+) -> None:
+    """Write a model as a Hugging Face folder or as a GGUF file."""
+    with one_line_errors(debug=False):
+        importlib.import_module("twofold.model_cli").export(model, out, kind, adapter, Console())
+
+
+@data_app.command("view")
+def data_view(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Conversations as JSON Lines, in any known format.")],
+    model: Annotated[Path, typer.Option(metavar="MODEL", help="Whose tokenizer and chat format to use.")],
+    html: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a page instead of printing.")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most conversations shown.")] = 20,
+) -> None:
+    """Show conversations token by token, coloured by role and loss weight, exactly as they will be trained."""
+    with one_line_errors(debug=False):
+        importlib.import_module("twofold.model_cli").view(file, model, html, limit, Console())
 
 
 @app.command()

@@ -12,13 +12,14 @@ import torch
 
 from twofold.base.config import Config
 from twofold.episodes.play import Trajectory
+from twofold.llm import LLM
 from twofold.post.distill import DistillConfig
 from twofold.post.rl import RLConfig
 from twofold.recipes import tiny
 from twofold.recipes.chain import Chain, Stage, StageContext
 from twofold.recipes.corpus import build_data
 from twofold.recipes.distill import OnPolicyConfig, on_policy
-from twofold.recipes.post import RLStageConfig, finish, hard_families, load_policy, query_pool, train_rl
+from twofold.recipes.post import RLStageConfig, finish, hard_families, query_pool, train_rl
 from twofold.recipes.pretrain import ModelShape, pretrain
 from twofold.train import loop
 from twofold.train.loop import OptimConfig
@@ -35,7 +36,7 @@ def even_reward(trajectory: Trajectory) -> dict[str, float]:
 
 def small_rl(context: StageContext) -> None:
     start = context.inputs["s1"]
-    policy = load_policy(start, exact=True)
+    policy = LLM(start, exact=True)
     queries = query_pool(hard_families(), 8, context.seed, set())
     finish(policy, context, train_rl(context, policy, queries, even_reward, start))
 

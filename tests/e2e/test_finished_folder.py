@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from twofold.base.records import Message, Request, SamplingParams
+from twofold.llm import LLM
 from twofold.model.qwen3 import Qwen3
-from twofold.recipes.post import load_policy
 from twofold.recipes.pretrain import save_model
 from twofold.recipes.tiny import FLAGSHIP, SPARSE
 from twofold.text.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ def test_transformers_continues_the_same_chat(shape, tmp_path: Path) -> None:
                 parameter.mul_(3)
         model.model.embed_tokens.weight[tokenizer.vocab_size :] = 0  # padded rows: only our engine refuses them
     save_model(model, tokenizer, tmp_path)
-    policy = load_policy(tmp_path)
+    policy = LLM(tmp_path)
     prompts = [policy.renderer.prompt_ids([Message("user", text)]) for text in TEXTS]
     greedy = SamplingParams(temperature=0, max_tokens=16)
     ours = policy.engine.generate([Request(tuple(ids), greedy) for ids in prompts])

@@ -17,9 +17,10 @@ from typer.testing import CliRunner, Result
 from twofold import chat_cli, cli
 from twofold.base.files import write_json, write_text
 from twofold.base.records import InputError, Message, Request, SamplingParams, ToolCall
-from twofold.chat_cli import Chat, call_text, find_model, is_command, note
+from twofold.chat_cli import Chat, call_text, is_command, note
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import Qwen3
+from twofold.recipes.post import find_model
 from twofold.recipes.pretrain import save_model
 from twofold.text.chat import Renderer
 from twofold.text.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ def talk(
         policy = SimpleNamespace(
             engine=engine, tokenizer=tokenizer, renderer=Renderer(tokenizer), model=SimpleNamespace(config=config)
         )
-        monkeypatch.setattr(chat_cli, "load_policy", lambda folder, max_rows: policy)
+        monkeypatch.setattr(chat_cli, "LLM", lambda folder, max_rows: policy)
         result = invoke(run_folder, lines, *options)
         assert result.exit_code == 0, result.output
         return result.output, engine

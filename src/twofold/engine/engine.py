@@ -52,13 +52,28 @@ class Engine:
         self.generated_tokens = 0
         self._cache: KVCache | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and so the cache and the state of rows."""
+        return self.model.model.embed_tokens.weight.device
+
     def update_weights(self) -> None:
         """Say that the module's weights have changed; later completions carry the next version."""
         self.policy_version += 1
 
     @torch.no_grad()
-    def score(self, token_lists: Sequence[Sequence[int]], tokens_per_batch: int = 16384) -> list[torch.Tensor]:
-        """fp32 log-probability of each token given those before it, from the second token on (length - 1 each)."""
+    def score(
+        self,
+        token_lists: Sequence[Sequence[int]],
+        tokens_per_batch: int = 16384,
+        extended: Sequence[bool] | None = None,
+    ) -> list[torch.Tensor]:
+        """fp32 log-probability of each token given those before it, from the second token on (length - 1 each).
+
+        Args:
+            extended: for models with a long context, which sequences to code beyond the native length (None: those
+                that need it). A completion that ended early was sampled as ``extends(request)`` says.
+        """
         out: list[torch.Tensor] = []
         batch: list[Sequence[int]] = []
         for index, tokens in enumerate(token_lists):
@@ -66,16 +81,27 @@ class Engine:
                 raise InputError(f"sequence {index} has {len(tokens)} tokens; scoring needs at least 2")
             batch.append(tokens)
             if sum(map(len, batch)) >= tokens_per_batch or index == len(token_lists) - 1:
-                out.extend(self._score_batch(batch))
+                flags = None if extended is None else extended[index + 1 - len(batch) : index + 1]
+                out.extend(self._score_batch(batch, flags))
                 batch = []
         return out
 
-    def _score_batch(self, batch: list[Sequence[int]]) -> list[torch.Tensor]:
-        flat = torch.tensor([t for tokens in batch for t in tokens[:-1]])
-        targets = torch.tensor([t for tokens in batch for t in tokens[1:]])
+    def _score_batch(self, batch: list[Sequence[int]], extended: Sequence[bool] | None) -> list[torch.Tensor]:
+        device = self.device
+        flat = torch.tensor([t for tokens in batch for t in tokens[:-1]], device=device)
+        targets = torch.tensor([t for tokens in batch for t in tokens[1:]], device=device)
         lengths = [len(tokens) - 1 for tokens in batch]
-        hidden = self.model(flat, positions(lengths), AttnInputs.packed(boundaries(lengths)))
+        attn = AttnInputs.packed(boundaries(lengths), device, extended)
+        hidden = self.model(flat, positions(lengths).to(device), attn)
         return list(loss_ops.token_logprobs(self.model.logits(hidden), targets).split(lengths))
+
+    def extends(self, request: Request) -> bool:
+        """True where the positions this request may use (the last token takes none) pass the native length.
+
+        Decided before it begins and kept to its end, because cached keys are rotated.
+        """
+        context = self.model.config.context
+        return context is not None and context.extends(len(request.prompt_ids) + request.params.max_tokens - 1)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Complete every request; order is by request, then sample.
@@ -103,10 +129,10 @@ class Engine:
 
     def cache(self, rows: int, capacity: int) -> KVCache:
         """A row cache at least this large, re-used between calls."""
-        dtype, held = self.model.attention_dtype, self._cache
-        if held is None or held.rows < rows or held.capacity < capacity or held.dtype != dtype:
+        kind, held = (self.model.attention_dtype, self.device), self._cache
+        if held is None or held.rows < rows or held.capacity < capacity or (held.dtype, held.device) != kind:
             self._cache = held = None  # free the old one first
-            held = self._cache = KVCache(self.model.config, rows, -(-capacity // 64) * 64, dtype)
+            held = self._cache = KVCache(self.model.config, rows, -(-capacity // 64) * 64, *kind)
         return held
 
     def check(self, index: int, request: Request) -> None:
@@ -130,7 +156,7 @@ class _Run:
         max_new = max((r.params.max_tokens for r in requests), default=1)
         rows = min(engine.max_rows, max(engine.min_rows, len(self.waiting)))
         self.cache = engine.cache(rows, capacity)
-        self.rows = Rows(rows, max_new, engine.think, engine.eos_ids, engine.min_rows)
+        self.rows = Rows(rows, max_new, engine.think, engine.eos_ids, engine.min_rows, engine.device)
         self.free = list(range(rows - 1, -1, -1))
         self.completions: list[Completion] = []
         self.filtered = any(r.params.top_k > 0 or r.params.top_p < 1 for r in requests)
@@ -153,38 +179,41 @@ class _Run:
             row = self.free.pop()
             sample = self.waiting.popleft()
             budget -= len(sample.request.prompt_ids) if sample.sample_index == 0 else 0  # siblings share it
-            self.rows.place_sample(row, sample)
+            self.rows.place_sample(row, sample, self.engine.extends(sample.request))
             admitted.append(row)
         return admitted
 
     def _prefill(self, admitted: list[int]) -> None:
-        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        by_prompt: dict[tuple[tuple[int, ...], bool], list[int]] = {}  # and by coding: it is part of the cached keys
         for row in admitted:
             by_prompt.setdefault(self._prompt(row), []).append(row)
-        lengths = [len(prompt) for prompt in by_prompt]
-        tokens = torch.tensor([t for prompt in by_prompt for t in prompt])
+        lengths = [len(prompt) for prompt, _ in by_prompt]
+        tokens = self._tensor([t for prompt, _ in by_prompt for t in prompt])
         cu = boundaries(lengths)
-        leaders = torch.tensor([rows[0] for rows in by_prompt.values()])
+        leaders = self._tensor([rows[0] for rows in by_prompt.values()])
         model = self.engine.model
-        attn = AttnInputs.prefill(cu, self.cache, leaders)
-        last = model(tokens, positions(lengths), attn)[torch.tensor(cu[1:]) - 1]
-        for prompt, (leader, *followers) in by_prompt.items():
+        attn = AttnInputs.prefill(cu, self.cache, leaders, extended_S=[extended for _, extended in by_prompt])
+        last = model(tokens, positions(lengths).to(tokens.device), attn)[self._tensor(cu[1:]) - 1]
+        for (prompt, _), (leader, *followers) in by_prompt.items():
             if followers:
-                self.cache.copy_prefix(leader, torch.tensor(followers), len(prompt))
+                self.cache.copy_prefix(leader, self._tensor(followers), len(prompt))
         self.engine.prompt_tokens += len(tokens)
-        which = torch.tensor([index for index, rows in enumerate(by_prompt.values()) for _ in rows])
-        rows = torch.tensor([row for rows in by_prompt.values() for row in rows])
+        which = self._tensor([index for index, rows in enumerate(by_prompt.values()) for _ in rows])
+        rows = self._tensor([row for rows in by_prompt.values() for row in rows])
         self._sample(rows, self._logits(last)[which])
 
-    def _prompt(self, row: int) -> tuple[int, ...]:
+    def _tensor(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=self.cache.device)
+
+    def _prompt(self, row: int) -> tuple[tuple[int, ...], bool]:
         sample = self.rows.samples[row]
         assert sample is not None
-        return sample.request.prompt_ids
+        return sample.request.prompt_ids, self.engine.extends(sample.request)
 
     def _decode(self) -> None:
         count = self.rows.count
         places = self.rows.place[:count]
-        attn = AttnInputs.decode(self.cache, places)
+        attn = AttnInputs.decode(self.cache, places, self.rows.extended[:count])
         hidden = self.engine.model(self.rows.last[:count], places, attn)
         live = self.rows.live[:count].nonzero().flatten()
         self._sample(live, self._logits(hidden[live] if len(live) < count else hidden))
@@ -195,9 +224,9 @@ class _Run:
 
     def _sample(self, rows: torch.Tensor, logits: torch.Tensor) -> None:
         state = self.rows
+        logp = logits.log_softmax(-1)  # over every row, as the trainer's; padded rows are only kept from being drawn
         if self.engine.vocab_limit < logits.shape[-1]:
             logits[:, self.engine.vocab_limit :] = -torch.inf
-        logp = logits.log_softmax(-1)
         entropies = -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)
         allowed = filter_logits(logits, state.top_k[rows], state.top_p[rows]) if self.filtered else logits
         uniform = counter_uniform(state.seed[rows], state.made[rows])

@@ -21,7 +21,7 @@ BEFORE, IN, AFTER = 0, 1, 2
 NO_BUDGET = 2**31 - 1
 _PER_ROW = (
     *("place", "made", "limit", "last", "phase", "thought", "budget", "forcing", "seed", "top_k", "temperature"),
-    *("top_p", "live", "tokens", "logprobs", "entropies", "forced"),
+    *("top_p", "live", "tokens", "logprobs", "entropies", "forced", "extended"),
 )
 
 
@@ -47,26 +47,35 @@ class Rows:
     """Per-row state for up to ``capacity`` samples of at most ``max_new`` tokens."""
 
     def __init__(
-        self, capacity: int, max_new: int, think: ThinkTokens | None, eos_ids: Sequence[int], min_rows: int = 1
+        self,
+        capacity: int,
+        max_new: int,
+        think: ThinkTokens | None,
+        eos_ids: Sequence[int],
+        min_rows: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.think, self.min_rows = think, min_rows
-        self._stop_text = torch.tensor(think.stop_ids if think else (0,), dtype=torch.int64)
-        self._eos = torch.tensor(list(eos_ids), dtype=torch.int64)
+        self._stop_text = torch.tensor(think.stop_ids if think else (0,), dtype=torch.int64, device=device)
+        self._eos = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
         self.samples: list[Sample | None] = [None] * capacity
         self.count = 0
-        self.place, self.made, self.limit, self.last = torch.zeros(4, capacity, dtype=torch.int64).unbind()
-        self.phase, self.thought, self.budget, self.forcing = torch.zeros(4, capacity, dtype=torch.int64).unbind()
-        self.seed, self.top_k = torch.zeros(2, capacity, dtype=torch.int64).unbind()
-        self.temperature = torch.zeros(capacity)
-        self.top_p = torch.ones(capacity)
-        self.live = torch.zeros(capacity, dtype=torch.bool)
-        self.tokens = torch.zeros(capacity, max_new, dtype=torch.int64)
-        self.logprobs = torch.zeros(capacity, max_new)
-        self.entropies = torch.zeros(capacity, max_new)
-        self.forced = torch.zeros(capacity, max_new, dtype=torch.bool)
+        numbers = torch.zeros(10, capacity, dtype=torch.int64, device=device).unbind()
+        self.place, self.made, self.limit, self.last = numbers[:4]
+        self.phase, self.thought, self.budget, self.forcing = numbers[4:8]
+        self.seed, self.top_k = numbers[8:]
+        self.temperature = torch.zeros(capacity, device=device)
+        self.top_p = torch.ones(capacity, device=device)
+        self.live, self.extended = torch.zeros(2, capacity, dtype=torch.bool, device=device).unbind()
+        self.tokens = torch.zeros(capacity, max_new, dtype=torch.int64, device=device)
+        self.logprobs, self.entropies = torch.zeros(2, capacity, max_new, device=device).unbind()
+        self.forced = torch.zeros(capacity, max_new, dtype=torch.bool, device=device)
 
-    def place_sample(self, row: int, sample: Sample) -> None:
-        """Start ``sample`` in ``row``; its prompt is about to be prefilled."""
+    def place_sample(self, row: int, sample: Sample, extended: bool = False) -> None:
+        """Start ``sample`` in ``row``; its prompt is about to be prefilled.
+
+        ``extended``: it is coded beyond the native length of a model with a long context.
+        """
         params = sample.request.params
         self.samples[row] = sample
         self.count = max(self.count, row + 1, self.min_rows)
@@ -82,6 +91,7 @@ class Rows:
         self.temperature[row] = params.temperature
         self.top_p[row] = params.top_p
         self.live[row] = True
+        self.extended[row] = extended
 
     def force(self, tokens_R: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Replace sampled tokens by the stop text where a row is being forced. Returns (tokens, forced mask)."""

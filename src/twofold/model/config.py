@@ -18,8 +18,10 @@ class Context(Config):
     method: "yarn" (NTK by parts with attention factor, arXiv 2309.00071), "dca" (Dual Chunk Attention, training-free,
         arXiv 2402.17463) or "llama3" (Llama 3.1's frequency scaling, always on).
     static: code every sequence that way; otherwise a sequence that fits ``native`` keeps its plain RoPE, decided for
-        each sequence when it begins. beta_fast, beta_slow, attention_factor (None: 0.1 ln(factor) + 1): YaRN's.
+        each sequence when it begins, because cached keys are rotated.
+    beta_fast, beta_slow, attention_factor (None: 0.1 ln(factor) + 1): YaRN's.
     low_freq_factor, high_freq_factor: llama3's.
+    chunk_size, local_window: dca's, in tokens (None: 3/4 and 1/16 of ``native``).
     """
 
     native: int
@@ -31,17 +33,52 @@ class Context(Config):
     attention_factor: float | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+    chunk_size: int | None = None
+    local_window: int | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Context:
         if not 0 < self.native <= self.target:
             raise ValueError(f"context needs 0 < native <= target, got {self.native} and {self.target}")
+        if self.method == "dca" and not 0 < self.chunk_len <= self.dca_chunk_size <= self.native:
+            raise ValueError(
+                f"dca needs 0 <= local_window < chunk_size <= native, got {self.dca_chunk_size - self.chunk_len}, "
+                f"{self.dca_chunk_size} and {self.native}"
+            )
+        if self.method == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(f"low_freq_factor must be below high_freq_factor, got {self.low_freq_factor}")
         return self
 
     @property
     def factor(self) -> float:
         """target / native."""
         return self.target / self.native
+
+    @property
+    def dca_chunk_size(self) -> int:
+        """Dual Chunk Attention: the furthest position a query takes."""
+        return self.chunk_size if self.chunk_size is not None else self.native * 3 // 4
+
+    @property
+    def chunk_len(self) -> int:
+        """Dual Chunk Attention: tokens in a chunk, ``dca_chunk_size`` less the local window."""
+        return self.dca_chunk_size - (self.local_window if self.local_window is not None else self.native // 16)
+
+    @property
+    def always(self) -> bool:
+        """True where every sequence is coded that way, however short."""
+        return self.static or self.method == "llama3"
+
+    def describe(self) -> str:
+        """One line for logs: what happens beyond the native length, with the factor derived."""
+        names = {"yarn": "YaRN", "dca": "Dual Chunk Attention", "llama3": "Llama 3 frequency scaling"}
+        how = "for every sequence" if self.always else "for sequences beyond the native length"
+        factor = "" if self.method == "dca" else f", factor {self.factor:g}"
+        return f"{names[self.method]} from {self.native} to {self.target} tokens{factor}, {how}"
+
+    def extends(self, tokens: int) -> bool:
+        """True where a sequence that will occupy ``tokens`` positions is coded beyond the native length."""
+        return self.always or tokens > self.native
 
 
 class ModelConfig(Config):
@@ -90,9 +127,16 @@ class ModelConfig(Config):
             raise ValueError("moe_intermediate_size must be given when num_experts > 0")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be >= 1 or null, got {self.sliding_window}")
+        if self.sliding_window is not None and self.context is not None and self.context.method == "dca":
+            raise ValueError("sliding_window and context.method 'dca' exclude each other: leave one of them out")
         if self.decoder_sparse_step < 1:
             raise ValueError(f"decoder_sparse_step must be >= 1, got {self.decoder_sparse_step}")
         return self
+
+    @property
+    def longest(self) -> int:
+        """Most positions a sequence may take."""
+        return self.max_position_embeddings if self.context is None else self.context.target
 
     def is_moe_layer(self, layer: int) -> bool:
         """True where layer ``layer`` has experts (HF rule: sparse step and mlp_only_layers)."""
@@ -116,6 +160,10 @@ class ModelConfig(Config):
             sparse = h * self.num_experts + experts * 3 * h * self.moe_intermediate_size
             total += attention + (sparse if self.is_moe_layer(layer) else 3 * h * self.intermediate_size)
         return total
+
+    def kv_bytes_per_token(self, itemsize: int = 2) -> int:
+        """Bytes that keys and values of one token take in a cache, at ``itemsize`` bytes a number (2: bf16)."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * itemsize
 
     def flops_per_token(self, context: float, backward: bool) -> float:
         """Floating-point operations for one token that attends to ``context`` keys on average.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from twofold.model import rope
@@ -49,25 +50,29 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with per-head QK-norm before RoPE; no biases."""
+    """Grouped-query attention with RoPE, per-head QK-norm before it or a bias on q, k, v as the family has them."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.eps = layer, config.rms_norm_eps
+        self.layer, self.eps, self.window = layer, config.rms_norm_eps, config.layer_window(layer)
         self.inner_dtype: torch.dtype | None = None
         self.n, self.k, self.h = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, (self.n + 2 * self.k) * self.h, bias=False)
+        self.qkv_proj = nn.Linear(config.hidden_size, (self.n + 2 * self.k) * self.h, bias=config.qkv_bias)
         self.o_proj = nn.Linear(self.n * self.h, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(self.h, self.eps)
-        self.k_norm = RMSNorm(self.h, self.eps)
+        self.q_norm = RMSNorm(self.h, self.eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.h, self.eps) if config.qk_norm else None
 
     def forward(self, x_TD: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], attn: AttnInputs) -> torch.Tensor:
         heads = self.qkv_proj(x_TD).view(-1, self.n + 2 * self.k, self.h)
         qk_TMH, v_TKH = heads.split([self.n + self.k, self.k], dim=1)
-        scale_MH = torch.cat((self.q_norm.weight.expand(self.n, -1), self.k_norm.weight.expand(self.k, -1)))
-        q_TNH, k_TKH = norm_rope.qk_norm_rope(qk_TMH, scale_MH, *angles, self.eps).split([self.n, self.k], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            scale_MH = torch.cat((self.q_norm.weight.expand(self.n, -1), self.k_norm.weight.expand(self.k, -1)))
+            rotated = norm_rope.qk_norm_rope(qk_TMH, scale_MH, *angles, self.eps)
+        else:
+            rotated = norm_rope.rope(qk_TMH, *angles)
+        q_TNH, k_TKH = rotated.split([self.n, self.k], dim=1)
         inner = self.inner_dtype or x_TD.dtype
-        out_TNH = attn.attend(self.layer, q_TNH.to(inner), k_TKH.to(inner), v_TKH.to(inner))
+        out_TNH = attn.attend(self.layer, q_TNH.to(inner), k_TKH.to(inner), v_TKH.to(inner), self.window)
         return self.o_proj(out_TNH.to(x_TD.dtype).flatten(1))
 
 
@@ -92,6 +97,16 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(e, 2 * i, d))
         self.down_proj = nn.Parameter(torch.empty(e, d, i))
 
+    def forward(self, x_TD: torch.Tensor, weights_Tk: torch.Tensor, ids_Tk: torch.Tensor) -> torch.Tensor:
+        return moe_ops.moe(x_TD, weights_Tk, ids_Tk, self.gate_up_proj, self.down_proj)
+
+
+class Router(nn.Linear):
+    """A linear layer whose product is taken in fp32, whatever its weights are stored in."""
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_TD.float(), self.weight.float())
+
 
 class SparseMLP(nn.Module):
     """Top-k of E experts: softmax over all experts in fp32, top-k, renormalise; no shared expert, no drops."""
@@ -99,7 +114,7 @@ class SparseMLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.k, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
-        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.gate = Router(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config)
 
     def forward(self, x_TD: torch.Tensor, routing: Routing | None) -> torch.Tensor:
@@ -107,7 +122,7 @@ class SparseMLP(nn.Module):
         if routing is not None:
             routing.probs.append(probs_TE)
             routing.ids.append(ids_Tk)
-        return moe_ops.moe(x_TD, weights_Tk, ids_Tk, self.experts.gate_up_proj, self.experts.down_proj)
+        return self.experts(x_TD, weights_Tk.to(x_TD.dtype), ids_Tk)
 
 
 class DecoderLayer(nn.Module):
@@ -145,25 +160,26 @@ class Decoder(nn.Module):
 class Qwen3(nn.Module):
     """A causal language model. Weights are uninitialised until ``init_weights`` or a checkpoint fills them."""
 
-    inv_freq: torch.Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("inv_freq", rope.inverse_frequencies(config.rope_theta, config.head_dim), persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fill weights as Hugging Face does, from ``seed`` alone: matrices N(0, initializer_range), norms 1."""
+        """Fill weights as Hugging Face does: matrices N(0, initializer_range), norms 1, biases 0.
+
+        They follow from ``seed`` alone and are the same on every device.
+        """
         generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             else:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+                drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                parameter.copy_(drawn.normal_(0.0, self.config.initializer_range, generator=generator))
 
     def set_attention_dtype(self, dtype: torch.dtype | None) -> None:
         """Compute softmax(q k) v in ``dtype`` (None: that of the activations), in training and decoding alike.
@@ -196,10 +212,26 @@ class Qwen3(nn.Module):
             tokens_T, positions_T: int64. attn: which tokens see which. routing: filled by MoE layers when given.
         """
         x_TD = self.model.embed_tokens(tokens_T)
-        angles = rope.angles(positions_T, self.inv_freq, x_TD.dtype)
+        angles, attn = self._angles(positions_T, attn, x_TD.dtype)
         for layer in self.model.layers:
             x_TD = layer(x_TD, angles, attn, routing)
         return self.model.norm(x_TD)
+
+    def _angles(
+        self, positions_T: torch.Tensor, attn: AttnInputs, dtype: torch.dtype
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], AttnInputs]:
+        """cos and sin of each token, as its sequence is coded, and the attention facts with that coding filled in."""
+        config, context = self.config, self.config.context
+        coding = rope.frequencies(config.rope_theta, config.head_dim, context, positions_T.device)
+        if context is None:
+            return rope.angles(positions_T, coding.native, dtype), attn
+        attn = attn.coded(context, coding.native)
+        extended_T = attn.extended_T
+        if extended_T is None:
+            return rope.angles(positions_T, coding.native, dtype), attn
+        if attn.chunks is not None:
+            positions_T = torch.where(extended_T, positions_T % attn.chunks.length, positions_T)
+        return rope.mixed_angles(positions_T, coding, extended_T, dtype), attn
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """fp32 logits [T, V] of the given hidden states."""

@@ -1,30 +1,120 @@
-"""Hugging Face folders in and out: config.json, safetensors, and the small table that fuses projections.
+"""Weights in and out: the small table that fuses projections, and Hugging Face folders streamed both ways.
 
-Leftover, missing or misshapen tensors are errors that name the tensor. Not here: sharded files, GGUF, adapters.
+A model is allocated once and filled tensor by tensor from a ``TensorSource`` (a folder here, GGUF elsewhere), each
+tensor going straight into its part of a fused parameter. Leftover, missing or misshapen tensors are errors that name
+the tensor, found before any data is read. Saving writes from the parameters themselves. Not here: config.json
+(``hf_config.py``), the file format (``safetensors_io.py``), adapters.
 
-Shape legend: N query heads, K key/value heads, H head dimension, E experts, I expert width.
+Shape legend: N query heads, K key/value heads, H head dimension, E experts, I expert width, D model width.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from torch.overrides import TorchFunctionMode
 
-from twofold.base.files import atomic_path, read_json, write_json
+from twofold.base.files import atomic_path, write_json
 from twofold.base.records import InputError
+from twofold.model import safetensors_io
 from twofold.model.config import ModelConfig
+from twofold.model.hf_config import config_to_hf, read_config, read_object
 from twofold.model.qwen3 import Qwen3
 
-# Fused parameter -> Hugging Face parts, stacked in this order along the output axis.
+# Fused parameter -> Hugging Face parts, stacked in this order along the output axis (weights and biases alike).
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+MAX_SHARD_BYTES = 5 << 30
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _EXPERTS = re.compile(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)$")
+# Old Llama files carry what rope_theta already says.
+_DERIVED = ".rotary_emb.inv_freq"
+
+
+class TensorSource(Protocol):
+    """Where weights come from. ``origin`` begins error messages.
+
+    shapes: every tensor under Hugging Face's on-disk name, in the order in which reading is cheapest.
+    read_into: fills ``out``, contiguous and of the tensor's shape, converting to its type and device.
+    """
+
+    origin: str
+
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def read_into(self, name: str, out: torch.Tensor) -> None: ...
+
+
+class DictSource:
+    """Tensors that are already in memory, under Hugging Face's names."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
+        self.tensors, self.origin = tensors, origin
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        out.copy_(self.tensors[name])
+
+
+class FolderSource:
+    """The safetensors of a Hugging Face folder: one file, or shards with an index.
+
+    Opening reads headers only. ``entries`` has, for every tensor, its file and its place in it.
+
+    Raises:
+        InputError: a file that is absent or damaged, or an index that does not fit its files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.origin = str(folder)
+        self.entries: dict[str, tuple[Path, safetensors_io.Entry]] = {}
+        listed = _index(folder)
+        for file in sorted(set(listed.values())) or [WEIGHTS]:
+            header = safetensors_io.read_header(folder / file)
+            for name, entry in header.items():
+                if name in self.entries:
+                    raise InputError(f"{folder / file}: tensor {name!r} is also in {self.entries[name][0].name}")
+                self.entries[name] = (folder / file, entry)
+            for name in (name for name, place in listed.items() if place == file and name not in header):
+                raise InputError(f"{folder / INDEX} expects tensor {name!r} in {file}, which lacks it; copy both again")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, (_, entry) in self.entries.items()}
+
+    def check_dtypes(self) -> None:
+        """Raise InputError, naming tensor and file, for weights in a type that no model can be filled from."""
+        for name, (path, entry) in self.entries.items():
+            safetensors_io.check_dtypes(path, {name: entry})
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        safetensors_io.read_into(*self.entries[name], out)
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor -> file from the index of a sharded checkpoint; empty when there is a single file."""
+    single, index = folder / WEIGHTS, folder / INDEX
+    if not index.is_file():
+        if not single.is_file():
+            raise InputError(f"{folder} has no {WEIGHTS} and no {INDEX}; copy or download the weights")
+        return {}
+    listed = read_object(index, "").get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise InputError(f"{index} is damaged: its weight_map does not map tensors to files; copy it again")
+    if single.is_file() and WEIGHTS not in listed.values():
+        raise InputError(f"{folder} holds both {WEIGHTS} and {INDEX}; delete the one that is out of date")
+    for name, file in listed.items():
+        if Path(file).name != file or not (folder / file).is_file():
+            raise InputError(
+                f"{index} names {file} for tensor {name!r}, but there is no such file; copy or download it"
+            )
+    return listed
 
 
 def split_sizes(config: ModelConfig, name: str) -> list[int]:
@@ -39,135 +129,198 @@ def split_sizes(config: ModelConfig, name: str) -> list[int]:
 
 
 def to_hf(model: Qwen3) -> dict[str, torch.Tensor]:
-    """The model's tensors under Hugging Face's on-disk names (per-expert, unfused; tied head absent)."""
+    """Views of the model's tensors under Hugging Face's on-disk names (per-expert, unfused; tied head absent)."""
+    plain = empty_model(model.config, device="meta").state_dict().keys()
+    strange = [name for name in model.state_dict() if name not in plain]
+    if strange:
+        raise InputError(
+            f"a model with {strange[0]!r} cannot be saved: merge or detach adapters, call keep_new_rows, and save "
+            "before quantising"
+        )
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
-        for hf_name, part in _unfuse(model.config, name, tensor):
-            tensors[hf_name] = part.contiguous()
+        tensors |= _unfuse(model.config, name, tensor)
     return tensors
 
 
-def _unfuse(config: ModelConfig, name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+def _unfuse(config: ModelConfig, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     experts = _EXPERTS.match(name)
     if experts:
         prefix, kind = experts.groups()
-        out = []
+        parts: dict[str, torch.Tensor] = {}
         for e, matrix in enumerate(tensor.unbind(0)):
-            for part_name, part in _unfuse(config, f"{prefix}{e}.{kind}.weight", matrix):
-                out.append((part_name, part))
-        return out
-    for fused, parts in FUSED.items():
+            parts |= _unfuse(config, f"{prefix}{e}.{kind}.weight", matrix)
+        return parts
+    for fused, names in FUSED.items():
         if f".{fused}." in name:
             pieces = tensor.split(split_sizes(config, name))
-            return [(name.replace(fused, part), piece) for part, piece in zip(parts, pieces, strict=True)]
-    return [(name, tensor)]
+            return {name.replace(fused, part): piece for part, piece in zip(names, pieces, strict=True)}
+    return {name: tensor}
+
+
+def match(model: Qwen3, source: TensorSource) -> dict[str, torch.Tensor]:
+    """Stored name -> the part of a parameter that it fills (works on the meta device; reads no data).
+
+    Raises:
+        InputError: a missing, left-over or misshapen tensor, named.
+    """
+    shapes = source.shapes()
+    targets: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        fused = _EXPERTS.match(name) and name in shapes  # all experts in one tensor, as transformers 5 holds them
+        targets |= {name: tensor} if fused else _unfuse(model.config, name, tensor)
+    for name, part in targets.items():
+        if name not in shapes:
+            raise InputError(f"{source.origin}: tensor {name!r} is missing; the checkpoint is incomplete")
+        if shapes[name] != tuple(part.shape):
+            raise InputError(
+                f"{source.origin}: tensor {name!r} has shape {shapes[name]}, the configuration implies "
+                f"{tuple(part.shape)}; use the {CONFIG} that belongs to these weights"
+            )
+    left = sorted(name for name in shapes.keys() - targets.keys() if not name.endswith(_DERIVED))
+    if model.config.tie_word_embeddings and "lm_head.weight" in left:
+        left.remove("lm_head.weight")
+    if left:
+        raise InputError(
+            f"{source.origin}: unexpected tensor {left[0]!r} ({len(left)} in all); the configuration describes a "
+            f"model without it, use the {CONFIG} that belongs to these weights"
+        )
+    return targets
 
 
 @torch.no_grad()
-def from_hf(model: Qwen3, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Copy Hugging Face tensors into the model.
+def fill(model: Qwen3, source: TensorSource) -> None:
+    """Copy every tensor of ``source`` into the model's parameters.
+
+    A stored though tied ``lm_head.weight`` is accepted when it equals the embedding (in the model's type).
 
     Raises:
-        InputError: a missing, left-over or misshapen tensor, named. A stored though tied ``lm_head.weight`` is
-            accepted when it equals the embedding.
+        InputError: a missing, left-over or misshapen tensor, or a tied head that differs.
     """
-    left = dict(tensors)
-    for name, target in model.state_dict().items():
-        for hf_name, part in _unfuse(model.config, name, target):
-            if hf_name not in left:
-                raise InputError(f"{origin}: tensor {hf_name!r} is missing; the checkpoint is incomplete")
-            source = left.pop(hf_name)
-            if source.shape != part.shape:
-                raise InputError(
-                    f"{origin}: tensor {hf_name!r} has shape {tuple(source.shape)}, config.json implies "
-                    f"{tuple(part.shape)}"
-                )
-            part.copy_(source)
-    head = left.pop("lm_head.weight", None) if model.config.tie_word_embeddings else None
-    if head is not None and not torch.equal(head, tensors["model.embed_tokens.weight"]):
-        raise InputError(f"{origin}: lm_head.weight differs from the embedding although the config ties them")
-    if left:
-        raise InputError(f"{origin}: unexpected tensor {sorted(left)[0]!r} ({len(left)} in all)")
+    targets = match(model, source)
+    shapes = source.shapes()
+    for name in shapes:
+        if name in targets:
+            source.read_into(name, targets[name])
+    if model.config.tie_word_embeddings and "lm_head.weight" in shapes:
+        embedding = model.model.embed_tokens.weight
+        head = torch.empty(shapes["lm_head.weight"], dtype=embedding.dtype, device=embedding.device)
+        source.read_into("lm_head.weight", head)
+        if not torch.equal(head, embedding):
+            raise InputError(
+                f"{source.origin}: lm_head.weight differs from the embedding although the configuration ties them; "
+                "set tie_word_embeddings to false"
+            )
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The contents of config.json, readable by transformers 4.51 and later."""
-    moe = config.num_experts > 0
-    values: dict[str, Any] = {
-        "architectures": ["Qwen3MoeForCausalLM" if moe else "Qwen3ForCausalLM"],
-        "model_type": "qwen3_moe" if moe else "qwen3",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "rope_scaling": None,
-        "sliding_window": None,
-        "use_sliding_window": False,
-        "max_window_layers": config.num_hidden_layers,
-        "torch_dtype": "float32",
-        "use_cache": True,
-    }
-    fields = config.model_dump(mode="json")
-    if not moe:
-        for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"):
-            del fields[key]
-        del fields["decoder_sparse_step"], fields["mlp_only_layers"]
-    else:
-        values |= {"output_router_logits": False, "router_aux_loss_coef": 0.001}
-    return values | fields
+def from_hf(model: Qwen3, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
+    """``fill`` from tensors that are already in memory under Hugging Face's names."""
+    fill(model, DictSource(tensors, origin))
 
 
-def config_from_hf(values: dict[str, Any], origin: str) -> ModelConfig:
-    """Read config.json.
+class _Uninitialised(TorchFunctionMode):
+    """New modules take ``dtype`` and keep whatever their memory holds: they are filled anyway, and need no cast."""
 
-    Raises:
-        InputError: another architecture, a feature this model does not have, or a missing key.
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if func in (torch.empty, torch.ones) and kwargs.get("dtype") is None:
+            kwargs["dtype"] = self.dtype
+        return func(*args, **kwargs)
+
+
+def empty_model(config: ModelConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Qwen3:
+    """A model whose parameters are allocated once, in their final type and place, and hold anything.
+
+    On the device "meta" it has names, shapes and views but no memory.
     """
-    model_type = values.get("model_type")
-    if model_type not in ("qwen3", "qwen3_moe"):
-        raise InputError(f"{origin}: model_type {model_type!r} is not supported; expected qwen3 or qwen3_moe")
-    supported = {"rope_scaling": None, "attention_bias": False, "use_sliding_window": False, "hidden_act": "silu"}
-    for key, value in supported.items():
-        if values.get(key, value) != value:
-            raise InputError(f"{origin}: {key} = {values[key]!r} is not supported yet")
-    known = {name: values[name] for name in ModelConfig.model_fields if name in values}
-    rope = values.get("rope_parameters") or {}  # where transformers 5 keeps the base and any scaling
-    if rope.get("rope_type", "default") != "default":
-        raise InputError(f"{origin}: rope_type = {rope['rope_type']!r} is not supported yet")
-    if "rope_theta" not in known and "rope_theta" in rope:
-        known["rope_theta"] = rope["rope_theta"]
-    if model_type == "qwen3":
-        known["num_experts"] = 0
-    try:
-        return ModelConfig.model_validate(known)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "config"
-        raise InputError(f"{origin}: {where}: {first['msg']}") from None
+    with torch.device(device), _Uninitialised(dtype):
+        return Qwen3(config)
 
 
-def save_weights(model: Qwen3, folder: Path) -> None:
-    """Write config.json and model.safetensors into ``folder`` (each atomically)."""
-    write_json(folder / "config.json", config_to_hf(model.config))
-    with atomic_path(folder / "model.safetensors") as path:
-        path.write_bytes(save(to_hf(model), metadata={"format": "pt"}))
-
-
-def load_weights(folder: Path) -> Qwen3:
-    """Build the model a Hugging Face folder describes and fill it (fp32).
+def load_weights(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Qwen3:
+    """Build the model that a Hugging Face folder describes and fill it; memory peaks at about one copy.
 
     Raises:
         InputError: no such folder or file, unreadable contents, or tensors that do not fit.
     """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is not a model folder: it has no config.json")
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise InputError(f"{folder} has a config.json but no model.safetensors")
-    try:
-        config = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
-        tensors = load_file(weights)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise InputError(f"{folder} is damaged: {error}") from None
-    model = Qwen3(config)
-    from_hf(model, tensors, str(weights))
+    config = read_config(folder)
+    source = FolderSource(folder)
+    source.check_dtypes()
+    model = empty_model(config, dtype, device)
+    fill(model, source)
     return model
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device | str) -> tuple[torch.dtype, str]:
+    """The type to compute in, and the reason in words. "auto" is bf16 on GPUs that have it and fp32 elsewhere.
+
+    Raises:
+        InputError: a name that is none of auto, float32, bfloat16, float16.
+    """
+    device = torch.device(device)
+    if isinstance(dtype, torch.dtype):
+        return dtype, "as asked"
+    if dtype != "auto":
+        named = {str(known).removeprefix("torch."): known for known in safetensors_io.NAMES}
+        if dtype not in named:
+            raise InputError(f"dtype {dtype!r} is unknown; use one of auto, {', '.join(named)}")
+        return named[dtype], "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU multiplies bfloat16 natively"
+        return torch.float32, "this GPU only emulates bfloat16"
+    if device.type == "cpu":
+        return torch.float32, "bfloat16 products are far slower on most CPUs; weights on disk may be bfloat16"
+    return torch.float32, f"nothing else has been tried on {device.type}"
+
+
+def save_weights(model: Qwen3, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write config.json and the weights, in the model's own types, into ``folder``; no second copy in memory.
+
+    A model of up to ``max_shard_bytes`` becomes one file, a larger one shards with an index. Everything is written
+    and flushed under temporary names first, so that a failure leaves what was there; config.json comes last, so that
+    a folder caught in the middle is refused rather than read as a mixture.
+    """
+    tensors = to_hf(model)
+    shards = _shards(tensors, max_shard_bytes)
+    values = config_to_hf(model.config, model.model.embed_tokens.weight.dtype)
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    total = sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+    with ExitStack() as finish:  # renames in reverse order: shards, index, config.json
+        write_json(finish.enter_context(atomic_path(folder / CONFIG)), values)
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            write_json(finish.enter_context(atomic_path(folder / INDEX)), index)
+        for file, names in shards.items():
+            path = finish.enter_context(atomic_path(folder / file))
+            safetensors_io.write(path, {name: tensors[name] for name in names})
+        _remove_old(folder)
+
+
+def _shards(tensors: Mapping[str, torch.Tensor], max_bytes: int) -> dict[str, list[str]]:
+    """File name -> tensors, in the model's order, each file up to ``max_bytes`` (or one tensor)."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        bytes_ = tensor.numel() * tensor.dtype.itemsize
+        if groups[-1] and size + bytes_ > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += bytes_
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove the files of an earlier save, config.json first: without it the folder is no model."""
+    old = [path for path in folder.iterdir() if path.name in (INDEX, WEIGHTS) or _SHARD.fullmatch(path.name)]
+    for path in (folder / CONFIG, *old):
+        path.unlink(missing_ok=True)

@@ -1,12 +1,12 @@
 """Attention on the flat stream, fast on CPU and correct anywhere: bucketed SDPA for whole sequences, batched matrix
-products for decoding from a cache.
+products for decoding from a cache, blocks of queries for windows and Dual Chunk Attention.
 
 The idea of the packed path: sequences of similar length are right-padded into one [n, L] batch. Under a causal mask a
 real token never sees the padding to its right, so no mask tensor is needed. The specification is
-``reference.packed_attention``. Paged caches and GPU kernels are not here.
+``ops.reference``. Paged caches and GPU kernels are not here.
 
-Shape legend: T tokens, S sequences, N query heads, K key/value heads, G = N // K, H head dimension,
-L padded length, R cache rows, C cache capacity in tokens.
+Shape legend: T tokens, S sequences, Q queries of one sequence, N query heads, K key/value heads, G = N // K,
+H head dimension, L padded length or keys of one sequence, R cache rows, C cache capacity in tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from twofold.ops.reference import attention_one
+from twofold.ops.reference import attention_one, rope_at
 
 _MAX_PADDING = 0.25  # share of a bucket's longest sequence that a member may fall short of
+_WINDOW_BLOCK = 128  # fewest queries that share one slice of keys under a sliding window
+_SCORES = 1 << 24  # most scores (heads x queries x keys) that a block of queries holds at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,22 @@ class PackedPlan:
     scatter_T: torch.Tensor | None  # place of each stream token in the concatenated bucket outputs
 
 
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Dual Chunk Attention: keys are rotated at position mod ``length``, no query stands beyond ``size``.
+
+    inv_freq: fp32 [H/2].
+    """
+
+    length: int
+    size: int
+    inv_freq: torch.Tensor
+
+    def ahead(self, within_Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How much further than their place in the chunk queries stand for the chunk before, and for earlier ones."""
+        return (self.size - within_Q).clamp(max=self.length), min(2 * self.length - 1, self.size) - within_Q
+
+
 def plan_packed(cu_seqlens: list[int], device: torch.device | str = "cpu") -> PackedPlan:
     """Group sequences of similar length into padded buckets (at most 25 % short of the longest)."""
     starts = cu_seqlens[:-1]
@@ -47,7 +65,7 @@ def plan_packed(cu_seqlens: list[int], device: torch.device | str = "cpu") -> Pa
         return PackedPlan((Bucket(index, (0, cu_seqlens[-1])),), None)
     order = sorted(range(len(lengths)), key=lambda s: -lengths[s])
     buckets: list[Bucket] = []
-    place = torch.empty(cu_seqlens[-1], dtype=torch.int64)
+    place = torch.empty(cu_seqlens[-1], dtype=torch.int64)  # built on the CPU, moved once
     offset = begin = 0
     while begin < len(order):
         longest = lengths[order[begin]]
@@ -68,20 +86,37 @@ def plan_packed(cu_seqlens: list[int], device: torch.device | str = "cpu") -> Pa
     return PackedPlan(tuple(buckets), place.to(device))
 
 
-def packed_attention(q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, plan: PackedPlan) -> torch.Tensor:
-    """Causal attention inside each sequence of a flat stream. Returns [T, N, H]."""
+def packed_attention(
+    q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, plan: PackedPlan, window: int | None = None
+) -> torch.Tensor:
+    """Causal attention inside each sequence of a flat stream, over ``window`` keys if given. Returns [T, N, H]."""
     outputs = []
     for bucket in plan.buckets:
         n, length = bucket.gather_nL.shape
         q, k, v = (
             t.view(n, length, *t.shape[1:]) if bucket.contiguous else t[bucket.gather_nL] for t in (q_TNH, k_TKH, v_TKH)
         )
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
-        )
+        out = _causal(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), window)
         outputs.append(out.transpose(1, 2).reshape(n * length, *q_TNH.shape[1:]))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return flat if plan.scatter_T is None else flat.index_select(0, plan.scatter_T)
+
+
+def _causal(q_nNLH: torch.Tensor, k_nKLH: torch.Tensor, v_nKLH: torch.Tensor, window: int | None) -> torch.Tensor:
+    """SDPA of whole sequences; under a window shorter than they are, in blocks that read only the keys they see."""
+    length = q_nNLH.shape[2]
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(q_nNLH, k_nKLH, v_nKLH, is_causal=True, enable_gqa=True)
+    block = max(window, _WINDOW_BLOCK)
+    place = torch.arange(length, device=q_nNLH.device)
+    outputs = []
+    for begin in range(0, length, block):
+        mine, seen = slice(begin, begin + block), slice(max(0, begin - window + 1), begin + block)
+        distance = place[mine, None] - place[None, seen]
+        visible = (distance >= 0) & (distance < window)
+        q, k, v = q_nNLH[:, :, mine], k_nKLH[:, :, seen], v_nKLH[:, :, seen]
+        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True))
+    return torch.cat(outputs, dim=2)
 
 
 def decode_attention(
@@ -106,17 +141,98 @@ def decode_attention(
 
 
 def extend_attention(
-    q_TNH: torch.Tensor, caches: list[tuple[torch.Tensor, torch.Tensor]], cu_seqlens: list[int]
+    q_TNH: torch.Tensor,
+    caches: list[tuple[torch.Tensor, torch.Tensor]],
+    cu_seqlens: list[int],
+    window: int | None = None,
 ) -> torch.Tensor:
-    """Several queries a sequence against its cached keys (chunked prefill): the reference, one sequence at a time.
+    """Several queries a sequence against its cached keys (chunked prefill): the reference, by blocks of queries.
 
     Args:
         caches: for each sequence its (k, v), each [K, L, H], this step's keys already written.
     """
-    spans = zip(cu_seqlens, cu_seqlens[1:], strict=False)
-    return torch.cat(
-        [
-            attention_one(q_TNH[a:b], k.transpose(0, 1), v.transpose(0, 1))
-            for (a, b), (k, v) in zip(spans, caches, strict=True)
-        ]
-    )
+    outputs = []
+    for begin, end, (k, v) in zip(cu_seqlens[:-1], cu_seqlens[1:], caches, strict=True):
+        k_LKH, v_LKH = k.transpose(0, 1), v.transpose(0, 1)
+        before = len(k_LKH) - (end - begin)
+        block = max(1, _SCORES // (q_TNH.shape[1] * len(k_LKH)))
+        for first in range(begin, end, block):
+            last = min(first + block, end)
+            oldest = 0 if window is None else max(0, before + first - begin - window + 1)
+            seen = slice(oldest, before + last - begin)
+            outputs.append(attention_one(q_TNH[first:last], k_LKH[seen], v_LKH[seen], window))
+    return torch.cat(outputs)
+
+
+def dual_chunk_attention(q_QNH: torch.Tensor, k_LKH: torch.Tensor, v_LKH: torch.Tensor, chunks: Chunks) -> torch.Tensor:
+    """Dual Chunk Attention of one sequence whose Q queries are the last of its L positions, by blocks of queries.
+
+    Args:
+        q_QNH, k_LKH: both rotated already, at their position mod ``chunks.length``. Queries are rotated further here.
+    """
+    queries, heads, head = q_QNH.shape
+    keys, kv_heads, _ = k_LKH.shape
+    q_KGQH = (q_QNH / math.sqrt(head)).view(queries, kv_heads, -1, head).permute(1, 2, 0, 3)
+    k_KLH, v_KLH = k_LKH.transpose(0, 1), v_LKH.transpose(0, 1)
+    before, block = keys - queries, max(1, _SCORES // (heads * keys))
+    outputs, begin = [], before
+    while begin < keys:
+        start = begin // chunks.length * chunks.length
+        end = min(begin + block, start + chunks.length, keys)
+        q = q_KGQH[:, :, begin - before : end - before]
+        outputs.append(_dual_chunk_block(q, k_KLH[:, :end], v_KLH[:, :end], start, chunks))
+        begin = end
+    return torch.cat(outputs, dim=2).permute(2, 0, 1, 3).reshape(queries, heads, head)
+
+
+def _dual_chunk_block(
+    q_KGQH: torch.Tensor, k_KLH: torch.Tensor, v_KLH: torch.Tensor, start: int, chunks: Chunks
+) -> torch.Tensor:
+    """The last Q of L positions, all in the chunk that begins at ``start``; queries are scaled. [K, G, Q, H]."""
+    kv_heads, group, queries, head = q_KGQH.shape
+    keys = k_KLH.shape[1]
+    within_Q = torch.arange(keys - queries, keys, device=q_KGQH.device) - start
+    successive_Q, inter_Q = chunks.ahead(within_Q)
+    earlier = max(0, start - chunks.length)
+    scores = []
+    for ahead_Q, first, last in ((inter_Q, 0, earlier), (successive_Q, earlier, start), (None, start, keys)):
+        if first == last:
+            continue
+        q = q_KGQH
+        if ahead_Q is not None:
+            q = rope_at(q.reshape(-1, queries, head).transpose(0, 1), ahead_Q, chunks.inv_freq).transpose(0, 1)
+        part = torch.bmm(q.reshape(kv_heads, group * queries, head), k_KLH[:, first:last].transpose(1, 2)).float()
+        scores.append(part)
+    hidden_QL = torch.arange(keys - start, device=q_KGQH.device)[None] > within_Q[:, None]
+    scores[-1] = scores[-1].masked_fill(hidden_QL.repeat(group, 1), -math.inf)
+    probs = torch.cat(scores, dim=-1).softmax(-1).to(v_KLH.dtype)
+    return torch.bmm(probs, v_KLH).view(kv_heads, group, queries, head)
+
+
+def dual_chunk_decode(
+    q_RNH: torch.Tensor,
+    k_RKCH: torch.Tensor,
+    v_RKCH: torch.Tensor,
+    mask_RL: torch.Tensor,
+    places_R: torch.Tensor,
+    chunked_R: torch.Tensor,
+    chunks: Chunks,
+) -> torch.Tensor:
+    """``decode_attention`` where rows marked in ``chunked_R`` use Dual Chunk Attention and the others plain attention.
+
+    Args:
+        q_RNH, caches: rotated at position mod ``chunks.length`` in marked rows. places_R: position of each query.
+    """
+    rows, kv_heads, capacity, head = k_RKCH.shape
+    length = mask_RL.shape[1]
+    turned = [rope_at(q_RNH, ahead_R, chunks.inv_freq) for ahead_R in chunks.ahead(places_R % chunks.length)]
+    q = torch.stack([q_RNH, *turned], dim=1).view(rows, 3, kv_heads, -1, head).transpose(1, 2)
+    k, v = (t.view(rows * kv_heads, capacity, head)[:, :length] for t in (k_RKCH, v_RKCH))
+    scores = torch.bmm(q.reshape(rows * kv_heads, -1, head), k.transpose(1, 2)).view(rows, kv_heads, 3, -1, length)
+    intra, successive, inter = scores.unbind(2)
+    chunk_L = torch.arange(length, device=places_R.device) // chunks.length
+    back_RL = ((places_R // chunks.length)[:, None] - chunk_L[None]) * chunked_R[:, None]
+    back = back_RL[:, None, None]
+    chosen = torch.where(back <= 0, intra, torch.where(back == 1, successive, inter)) / math.sqrt(head)
+    probs = (chosen + mask_RL[:, None, None]).softmax(-1).view(rows * kv_heads, -1, length)
+    return torch.bmm(probs, v).view(rows, q_RNH.shape[1], head)

@@ -1,4 +1,4 @@
-"""RMSNorm and fused QK-norm + RoPE with hand-written backward passes.
+"""RMSNorm, RoPE and fused QK-norm + RoPE with hand-written backward passes.
 
 Small models on a CPU are bound by element-wise passes over memory, and autograd through the plain formula makes about
 three times as many as needed. Same signatures and results as ``ops.reference``; statistics in fp32.
@@ -49,6 +49,18 @@ class _QKNormRope(torch.autograd.Function):
         return _norm_backward(grad.mul_(weight), normed, inverse), grad_weight, None, None, None
 
 
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grads[0], cos, -sin), None, None
+
+
 def _norm_backward(grad: torch.Tensor, normed: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     projection = torch.linalg.vecdot(grad, normed).div_(normed.shape[-1]).unsqueeze(-1)
     return torch.addcmul(grad, normed, projection, value=-1).mul_(inverse.to(grad.dtype))
@@ -67,6 +79,11 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm over the last axis; ``weight`` is [D]. Equals ``reference.rms_norm``."""
     return _RMSNorm.apply(x, weight, eps)
+
+
+def rope(x_TMH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor) -> torch.Tensor:
+    """RoPE of heads that have no norm. Equals ``reference.rope``; no gradient for the angles."""
+    return _Rope.apply(x_TMH, cos_TH, sin_TH)
 
 
 def qk_norm_rope(

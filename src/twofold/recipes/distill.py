@@ -12,18 +12,17 @@ from typing import Any
 from twofold.base.config import Config
 from twofold.base.records import Message, SamplingParams
 from twofold.episodes.play import play
+from twofold.llm import LLM
 from twofold.post.distill import DistillConfig, DistillSource
 from twofold.post.rewards import reasoning_reward
 from twofold.post.sft import ChatSource
 from twofold.recipes.chain import StageContext
 from twofold.recipes.post import (
-    Policy,
     RLStageConfig,
     SFTConfig,
     families,
     finish,
     hard_families,
-    load_policy,
     train_rl,
 )
 from twofold.recipes.pretrain import run_training
@@ -50,7 +49,7 @@ class OnPolicyConfig(Config):
     think_share: float = 0.7
 
 
-def flops(policy: Policy, trained_tokens: float, generated_tokens: float, forward_tokens: float = 0.0) -> float:
+def flops(policy: LLM, trained_tokens: float, generated_tokens: float, forward_tokens: float = 0.0) -> float:
     """Floating-point operations of a stage: 3 x forward for trained tokens, 1 x for generated and scored ones."""
     config = policy.model.config
     forward = config.flops_per_token(context=64, backward=False)
@@ -71,7 +70,7 @@ def off_policy(context: StageContext) -> None:
     """Phase 1: SFT on what the teacher answers under /think and /no_think."""
     config: OffPolicyConfig = context.config
     start = context.inputs["student_base"]
-    student, teacher = load_policy(start), load_policy(context.inputs["general_rl"])
+    student, teacher = LLM(start), LLM(context.inputs["general_rl"])
     queries = mixed_queries(config.queries, config.think_share, context.seed + 55)
     params = SamplingParams(0.6, max_tokens=128, seed=context.seed)
     groups = play(teacher.engine, teacher.renderer, queries, params)
@@ -94,7 +93,7 @@ def _teacher_example(renderer: Renderer, trajectory: Any) -> Rendered | None:
 def on_policy(context: StageContext) -> None:
     """Phase 2: the student samples in either mode, the teacher's distribution is the target."""
     config: OnPolicyConfig = context.config
-    student, teacher = load_policy(context.inputs["student_sft"], exact=True), load_policy(context.inputs["general_rl"])
+    student, teacher = LLM(context.inputs["student_sft"], exact=True), LLM(context.inputs["general_rl"])
     teacher.model.requires_grad_(False)
     queries = mixed_queries(config.queries, config.think_share, context.seed + 66)
     source = DistillSource(student.engine, student.renderer, queries, config.distill, context.seed)
@@ -109,7 +108,7 @@ def student_rl(context: StageContext) -> None:
     """The arm to compare with: RL on the same student, thinking queries only."""
     config: RLStageConfig = context.config
     start = context.inputs["student_sft"]
-    student = load_policy(start, exact=True)
+    student = LLM(start, exact=True)
     tasks = families()
     items = sample_items(hard_families(), config.pool_per_family * len(hard_families()), context.seed + 77, "train")
     queries = [single(item, tasks[item.family], "think") for item in items]

@@ -14,8 +14,9 @@ from twofold.base.files import write_json
 from twofold.base.records import SamplingParams
 from twofold.episodes.play import Trajectory
 from twofold.eval.scores import Scores, evaluate
+from twofold.llm import LLM
 from twofold.recipes.chain import StageContext
-from twofold.recipes.post import Policy, families, general_queries, hard_families, load_policy, mode_queries
+from twofold.recipes.post import families, general_queries, hard_families, mode_queries
 from twofold.tasks.base import sample_items
 from twofold.tasks.query import FLAG_PATTERNS, Query, single
 
@@ -43,7 +44,7 @@ def measure_checkpoint(context: StageContext) -> None:
     """Score the one model among the inputs; writes scores.json, items.json (rows for paired tests) and samples.json."""
     config: MeasureConfig = context.config
     (folder,) = context.inputs.values()
-    policy = load_policy(folder)
+    policy = LLM(folder)
     parts = Battery(policy, config, context.seed)
     context.progress.start(5, "part")
     results = parts.core()
@@ -68,7 +69,7 @@ def measure_checkpoint(context: StageContext) -> None:
 class Battery:
     """The parts of the evaluation of one policy."""
 
-    def __init__(self, policy: Policy, config: MeasureConfig, seed: int) -> None:
+    def __init__(self, policy: LLM, config: MeasureConfig, seed: int) -> None:
         self.policy, self.config = policy, config
         self.params = replace(THINK, seed=1_000_000 * (seed + 1))
         tasks = families()

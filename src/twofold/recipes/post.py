@@ -9,20 +9,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from twofold.base.config import Config
 from twofold.base.files import read_jsonl, write_json, write_jsonl
-from twofold.base.records import Message, SamplingParams
+from twofold.base.records import InputError, Message, SamplingParams
 from twofold.data.tasktext import task_documents
-from twofold.engine.engine import Engine
-from twofold.engine.rows import ThinkTokens
-from twofold.model.qwen3 import Qwen3
-from twofold.model.weights import load_weights
+from twofold.llm import LLM
 from twofold.post import synth
 from twofold.post.rewards import general_reward, reasoning_reward
 from twofold.post.rl import Reward, RLConfig, RolloutSource
@@ -37,9 +32,10 @@ from twofold.tasks.instruct import AnswerFormat, AnswerLength
 from twofold.tasks.query import FLAG_PATTERNS, SYSTEM_PATTERNS, Query, flagged, single, user_turns, with_tools
 from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered, Renderer
-from twofold.text.tokenizer import Tokenizer
 from twofold.train.loop import OptimConfig
 from twofold.train.objectives import CrossEntropy, PolicyGradient
+
+MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start")  # the latest first
 
 
 class SFTConfig(Config):
@@ -82,29 +78,23 @@ class RLStageConfig(Config):
     probe_samples: int = 4
 
 
-@dataclass
-class Policy:
-    """A model with its engine and renderer: what every post-training stage starts from."""
+def find_model(folder: Path) -> Path:
+    """A model folder or .gguf file itself, or the folder of a run's last finished model that can chat.
 
-    model: Qwen3
-    tokenizer: Tokenizer
-    renderer: Renderer
-    engine: Engine
-
-
-def load_policy(folder: Path, max_rows: int = 512, exact: bool = False) -> Policy:
-    """Load a model folder and put an engine on it; ``exact`` makes sampled and trained log-probabilities equal."""
-    model = load_weights(folder)
-    if exact:
-        model.set_attention_dtype(torch.float64)
-    tokenizer = Tokenizer.from_folder(folder)
-    renderer = Renderer(tokenizer)
-    opening, closing = tokenizer.think_open, tokenizer.think_close
-    think = None
-    if opening is not None and closing is not None:
-        think = ThinkTokens(opening, closing, tuple(renderer.stop_ids))
-    engine = Engine(model, tokenizer.eos_ids, think, max_rows, tokenizer.vocab_size, min_rows=16 if exact else 1)
-    return Policy(model, tokenizer, renderer, engine)
+    Raises:
+        InputError: neither; the message says what to run.
+    """
+    if (folder / "config.json").is_file() or (folder.suffix == ".gguf" and folder.is_file()):
+        return folder
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; give a model or run folder, or make one: twofold run tiny")
+    for stage in MODEL_STAGES:
+        if (folder / stage / "config.json").is_file():
+            return folder / stage
+    raise InputError(
+        f"{folder} holds no model that can chat (none of {', '.join(MODEL_STAGES)} is finished); "
+        f"make one: twofold run tiny --out {folder}"
+    )
 
 
 def families() -> dict[str, Task]:
@@ -130,7 +120,7 @@ ABOUT = {
 }
 
 
-def finish(policy: Policy, context: StageContext, result: dict[str, Any]) -> None:
+def finish(policy: LLM, context: StageContext, result: dict[str, Any]) -> None:
     """Write the model folder, what it can do, and the stage's result."""
     save_model(policy.model, policy.tokenizer, context.out)
     write_json(context.out / "about.json", ABOUT)
@@ -141,7 +131,7 @@ def cold_start(context: StageContext) -> None:
     """Stage 1: long-CoT cold start on filtered solver traces; deliberately short."""
     config: ColdStartConfig = context.config
     start = context.inputs["s3"]
-    policy, tasks = load_policy(start), families()
+    policy, tasks = LLM(start), families()
     drawn = sample_items(default_families(), config.queries_per_family * len(tasks), context.seed + 11, "train")
     direct = synth.answered_directly(policy.engine, policy.renderer, drawn, tasks)
     hard = [item for item, known in zip(drawn, direct, strict=True) if not known and tasks[item.family].step_by_step]
@@ -179,7 +169,7 @@ def direct_control(context: StageContext) -> None:
     """The control arm: the same base, trained on answers alone with at least as many tokens as the cold start."""
     config: SFTConfig = context.config
     start = context.inputs["s3"]
-    policy = load_policy(start)
+    policy = LLM(start)
     items = [Item(**row) for row in read_jsonl(context.inputs["cold_start"] / "queries.jsonl")]
     examples = [
         policy.renderer.views([Message("user", item.prompt), Message("assistant", item.answer)])[-1] for item in items
@@ -193,7 +183,7 @@ def reasoning_rl(context: StageContext) -> None:
     """Stage 2: GRPO with rule verifiers on queries unseen in the cold start and learnable for it."""
     config: RLStageConfig = context.config
     start = context.inputs["cold_start"]
-    policy = load_policy(start, exact=True)
+    policy = LLM(start, exact=True)
     seen = {row["key"] for row in read_jsonl(start / "queries.jsonl")}
     pool = query_pool(hard_families(), config.pool_per_family, context.seed + 22, seen)
     params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
@@ -212,7 +202,7 @@ def query_pool(tasks: Sequence[Task], per_family: int, seed: int, seen: set[str]
 
 
 def train_rl(
-    context: StageContext, policy: Policy, queries: Sequence[Query], reward: Reward, start: Path
+    context: StageContext, policy: LLM, queries: Sequence[Query], reward: Reward, start: Path
 ) -> dict[str, Any]:
     """Run the RL source through the one loop; returns the cost counters.
 
@@ -222,7 +212,7 @@ def train_rl(
     config: RLStageConfig = context.config
     rl = config.rl
     objective = PolicyGradient(rl.kind, rl.clip_low, rl.clip_high, kl_coef=rl.kl_coef)
-    reference = load_policy(start).engine if rl.kl_coef else None
+    reference = LLM(start).engine if rl.kl_coef else None
     source = RolloutSource(policy.engine, policy.renderer, queries, reward, objective, rl, context.seed, reference)
     policy.model.train()
     trainer = run_training(context, policy.model, source, objective, config.optim, rl.steps * rl.minibatches)
@@ -238,7 +228,7 @@ def fusion(context: StageContext) -> None:
     """Stage 3: thinking by rejection from the stage-2 model on stage-1 queries, direct answers, flags, cut thoughts."""
     config: FusionConfig = context.config
     start = context.inputs["rl"]
-    policy, tasks = load_policy(start), families()
+    policy, tasks = LLM(start), families()
     stage1 = [Item(**row) for row in read_jsonl(context.inputs["cold_start"] / "queries.jsonl")]
     easy = sample_items([tasks["max"]], len(stage1) // 3, context.seed + 33, "train")
     params = SamplingParams(0.6, max_tokens=128, n=2, seed=context.seed)
@@ -285,7 +275,7 @@ def general_rl(context: StageContext) -> None:
     """Stage 4: RL over several task kinds at once, with what fusion left untaught among them."""
     config: RLStageConfig = context.config
     start = context.inputs["fusion"]
-    policy = load_policy(start, exact=True)
+    policy = LLM(start, exact=True)
     queries = general_queries(config.pool_per_family, context.seed + 44, "train")
     result = train_rl(context, policy, queries, general_reward, start)
     finish(policy, context, result)

@@ -22,12 +22,13 @@ from twofold.data.tasktext import item_text
 from twofold.eval.experts import expert_report
 from twofold.eval.language import ProbeDocument, bits_per_byte, retrieval_accuracy
 from twofold.model.config import ModelConfig
+from twofold.model.hf_config import write_generation_config
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import load_weights, save_weights
 from twofold.recipes.chain import StageContext
 from twofold.tasks.base import sample_items
 from twofold.tasks.families import default_families
-from twofold.text.chat import CHAT_TEMPLATE
+from twofold.text.chat import Renderer
 from twofold.text.tokenizer import Tokenizer
 from twofold.train.loop import OptimConfig, Trainer
 from twofold.train.objectives import CrossEntropy
@@ -156,9 +157,9 @@ def run_training(
 
 
 def save_model(model: Qwen3, tokenizer: Tokenizer, out: Path) -> None:
-    """Write a complete Hugging Face folder: config, weights, tokenizer, chat template, generation defaults."""
+    """Write a complete Hugging Face folder: config, weights, tokenizer, chat format, generation defaults."""
     save_weights(model, out)
-    tokenizer.save(out, CHAT_TEMPLATE)
+    Renderer(tokenizer).save(out)
     defaults = {
         "do_sample": True,
         "temperature": 0.6,
@@ -167,7 +168,7 @@ def save_model(model: Qwen3, tokenizer: Tokenizer, out: Path) -> None:
         "eos_token_id": list(tokenizer.eos_ids),
         "pad_token_id": tokenizer.endoftext,
     }
-    write_json(out / "generation_config.json", defaults)
+    write_generation_config(out, defaults)
 
 
 def token_byte_table(tokenizer: Tokenizer) -> torch.Tensor:

@@ -1,35 +1,46 @@
-"""The one renderer: messages to token ids, per-token loss weights and labels, in the Qwen3 chat format.
+"""The one renderer: messages to token ids, per-token loss weights and labels, in the chat format of a checkpoint.
 
-Training, rollouts, evaluation and serving all render here, and the text equals the official hybrid template.
+Training, rollouts, evaluation and serving all render here, and the text equals the official template of the family.
 Structure is written by the renderer and may be control tokens; everything that came from outside is data and
-cannot forge structure. Not here: reading what a model sampled (``parse.py``), reading chat files (``messages.py``).
+cannot forge structure. Not here: the format itself (``pieces.py``), reading what a model sampled (``parse.py``),
+reading chat files (``messages.py``, ``formats.py``).
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
+import warnings
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
+from twofold.base.files import read_json
 from twofold.base.records import InputError, Message
+from twofold.text.families import recognise, template_difference
 from twofold.text.messages import (
-    dump_json,
+    TurnWeights,
+    Weights,
     last_flag,
     messages_from_openai,
     messages_to_openai,
+    turn_weights,
     validate_messages,
     validate_tools,
 )
+from twofold.text.pieces import Piece, Tools, check_fits, conversation, generation_prompt, text_of, tool_results, view
+from twofold.text.policy import FAMILIES, STOP_TEXT, ChatPolicy, read_chat_policy, template_hash, write_chat_policy
 from twofold.text.tokenizer import Tokenizer
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "FAMILIES",
+    "STOP_TEXT",
     "ChatPolicy",
     "Rendered",
     "Renderer",
+    "TurnWeights",
     "last_flag",
     "messages_from_openai",
     "messages_to_openai",
@@ -37,47 +48,8 @@ __all__ = [
 
 CHAT_TEMPLATE: str = resources.files("twofold.text").joinpath("chat_template.jinja").read_text(encoding="utf-8")
 
-STOP_TEXT = (
-    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
-    "\n</think>\n\n"
-)
-
-_CONTROLS = re.compile(r"(<\|im_start\|>|<\|im_end\|>|</?think>|</?tool_call>|</?tool_response>)")
-_EMPTY_BLOCK = "<think>\n\n</think>\n\n"
-_TOOLS_HEAD = (
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-)
-_TOOLS_TAIL = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
-    "within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-)
-
-Tools = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPolicy:
-    """How one model treats thinking; it belongs to the checkpoint.
-
-    history_thinking: "strip" removes thinking from turns before the last real user query (the official rule);
-        "keep" writes a think block, empty if need be, in every assistant turn, so conversations only grow.
-    empty_think_weight: loss weight of an empty think block that the template supplies.
-    stop_text: what is forced when the thinking budget runs out; it must close the think block.
-    """
-
-    history_thinking: Literal["strip", "keep"] = "strip"
-    empty_think_weight: float = 0.0
-    stop_text: str = STOP_TEXT
-
-    def __post_init__(self) -> None:
-        if self.history_thinking not in ("strip", "keep"):
-            raise InputError(f"history_thinking is {self.history_thinking!r}; use 'strip' or 'keep'")
-        if self.empty_think_weight < 0:
-            raise InputError(f"empty_think_weight must be >= 0, got {self.empty_think_weight}")
-        if self.stop_text.count("</think>") != 1:
-            raise InputError("stop_text must contain </think> exactly once, or the answer would never begin")
+Conversation = Sequence[Message] | Sequence[Mapping[str, Any]]
+_Seen = dict[str, tuple[list[int], list[int]]]
 
 
 @dataclass(slots=True)
@@ -96,19 +68,11 @@ class Rendered:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A stretch of text with one role, part and weight; ``control`` marks a single control token of the template."""
-
-    text: str
-    role: str
-    part: str
-    weight: float = 0.0
-    control: bool = False
-
-
 class Renderer:
-    """Messages to tokens for one tokenizer and one policy."""
+    """Messages to tokens for one tokenizer and one policy.
+
+    Messages are ``Message`` records or dictionaries in OpenAI's form, everywhere.
+    """
 
     def __init__(self, tokenizer: Tokenizer, policy: ChatPolicy | None = None) -> None:
         """Raises InputError when the tokenizer has no chat tokens."""
@@ -117,22 +81,76 @@ class Renderer:
                 raise InputError(f"the tokenizer has no control token {token}; chats need a Qwen-style tokenizer")
         self.tokenizer = tokenizer
         self.policy = policy or ChatPolicy()
+        self._fixed: _Seen = {}
+
+    @classmethod
+    def from_parts(cls, tokenizer: Tokenizer, template: str, policy: ChatPolicy | None = None) -> Renderer:
+        """A renderer for a checkpoint's tokenizer and template (as a GGUF file carries them).
+
+        Args:
+            tokenizer: the checkpoint's.
+            template: its Jinja chat template; its family is found by rendering probes.
+            policy: overrides what the template says.
+
+        Raises:
+            InputError: the template is none of the families and no policy is given.
+        """
+        return cls(tokenizer, policy or recognise(template))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, policy: ChatPolicy | None = None) -> Renderer:
+        """The renderer of a model folder: ``tokenizer.json``, the chat template, and ``chat_policy.json`` if there.
+
+        The policy file decides where it exists. If the folder's template is not the one the checkpoint was trained
+        with, a warning shows the difference and rendering follows the trained one.
+
+        Raises:
+            InputError: a file is missing or damaged, or the template is none of the families.
+        """
+        folder = Path(folder)
+        tokenizer = Tokenizer.from_folder(folder)
+        saved = read_chat_policy(folder)
+        found = _folder_template(folder)
+        if policy is not None:
+            return cls(tokenizer, policy)
+        if saved is None:
+            if found is None:
+                raise InputError(
+                    f"{folder} has no chat template; choose a family: Renderer.from_pretrained(folder, "
+                    f"ChatPolicy(family=...)) with one of {', '.join(FAMILIES)}"
+                )
+            return cls(tokenizer, recognise(found))
+        trained_policy, trained = saved
+        if found is not None and template_hash(found) != template_hash(trained):
+            warnings.warn(
+                f"the chat template in {folder} is not the one this model was trained with; rendering follows the "
+                "trained one (delete chat_policy.json to follow the folder's):\n" + template_difference(trained, found),
+                stacklevel=2,
+            )
+        return cls(tokenizer, trained_policy)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files, the chat template and ``chat_policy.json`` into a model folder."""
+        self.tokenizer.save(Path(folder), self.chat_template)
+        write_chat_policy(folder, self.policy)
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         tools: Tools | None = None,
         *,
         thinking: bool = True,
         add_generation_prompt: bool = False,
         empty_think_trained: bool = False,
+        weights: Weights | None = None,
     ) -> Rendered:
         """Render a whole conversation once, as the official template does.
 
-        Weight 1 goes to what the assistant writes in turns that carry a think block: thinking with its tags,
-        content, calls and one ``<|im_end|>``. Turns rendered without a block (stripped history) never look like
-        that when they are sampled, so they have weight 0; train those through ``views``. An empty block counts
-        as supplied by the template (weight ``policy.empty_think_weight``) unless ``empty_think_trained``.
+        Weight 1 goes to what the assistant writes: thinking with its tags, content, calls and one ``<|im_end|>``.
+        In families with think blocks, turns rendered without a block (stripped history) never look like that when
+        they are sampled, so they have weight 0; train those through ``views``. An empty block counts as supplied by
+        the template (weight ``policy.empty_think_weight``) unless ``empty_think_trained``. Families without think
+        blocks show no reasoning, as their templates do.
 
         Args:
             messages: the conversation; reasoning and content are data, whatever they spell.
@@ -140,44 +158,51 @@ class Renderer:
             thinking: False appends the closed empty think block to the generation prompt (the hard switch).
             add_generation_prompt: end with the header of a new assistant turn.
             empty_think_trained: the model itself is to write empty blocks (``/no_think`` training).
+            weights: message index to its loss weight, or to ``TurnWeights`` by part; 1 where nothing is said.
 
         Raises:
             InputError: naming the message index and field, or the tool.
         """
-        validate_messages(messages)
-        validate_tools(tools)
-        pieces = self._conversation(messages, tools, self._empty_weight(empty_think_trained))
+        checked = self._checked(messages, tools)
+        spread = turn_weights(checked, weights)
+        pieces = conversation(self.policy, checked, tools, spread, self._empty_weight(empty_think_trained))
         if add_generation_prompt:
-            pieces += self._generation_prompt(thinking)
-        return self._encode(pieces)
+            pieces += generation_prompt(self.policy, thinking)
+        return self._encode(pieces, {})
 
     def views(
-        self, messages: Sequence[Message], tools: Tools | None = None, *, empty_think_trained: bool = False
+        self,
+        messages: Conversation,
+        tools: Tools | None = None,
+        *,
+        empty_think_trained: bool = False,
+        weights: Weights | None = None,
     ) -> list[Rendered]:
-        """One training example per assistant turn: the prompt as it will be served, then the turn.
+        """One training example per trained assistant turn: the prompt as it will be served, then the turn.
 
         The prompt part equals ``prompt_ids(messages before the turn)`` and has weight 0; each view ends with
         ``<|im_end|>``. A turn without reasoning is a non-thinking sample (block in the prompt), or, with
-        ``empty_think_trained``, a thinking-mode sample whose empty block the model writes.
+        ``empty_think_trained``, a thinking-mode sample whose empty block the model writes. Turns whose ``weights``
+        are 0 have no view.
+
+        Raises:
+            InputError: as ``render``; also for reasoning in a family that has no think block to train.
         """
-        validate_messages(messages)
-        validate_tools(tools)
-        views = []
-        for index, message in enumerate(messages):
-            if message.role == "assistant":
-                supplied = not empty_think_trained and not (message.reasoning or "").strip("\n")
-                empty_weight = self._empty_weight(empty_think_trained)
-                prompt = _silenced(self._conversation(messages[:index], tools, 0.0))
-                prompt += self._generation_prompt(not supplied, empty_weight)
-                reply = _think_block(message, empty_weight) if not supplied else []
-                reply += _reply(message, message.content.lstrip("\n"), 1.0)
+        checked = self._checked(messages, tools)
+        spread = turn_weights(checked, weights)
+        empty_weight = self._empty_weight(empty_think_trained)
+        views: list[Rendered] = []
+        seen: _Seen = {}
+        for index, message in enumerate(checked):
+            if message.role == "assistant" and spread[index].end(message) > 0:
+                prompt, reply = view(
+                    self.policy, checked, tools, index, spread[index], empty_weight, empty_think_trained
+                )
                 # Encoded apart: at inference the prompt's last token is fixed before the reply's first is chosen.
-                views.append(_joined(self._encode(prompt), self._encode(reply)))
+                views.append(_joined(self._encode(prompt, seen), self._encode(reply, seen)))
         return views
 
-    def prompt_ids(
-        self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = True
-    ) -> list[int]:
+    def prompt_ids(self, messages: Conversation, tools: Tools | None = None, *, thinking: bool = True) -> list[int]:
         """Token ids of the conversation and the header of the next assistant turn."""
         return self.render(messages, tools, thinking=thinking, add_generation_prompt=True).token_ids
 
@@ -185,11 +210,29 @@ class Renderer:
         """Tokens that follow an assistant turn ended by ``<|im_end|>``: its tools' results and the next header.
 
         Appending them to a sampled trajectory gives the prompt of the next turn without re-encoding anything.
+
+        Raises:
+            InputError: the template family has no tools.
         """
-        pieces = [_Piece("\n", "assistant", "header")]
-        for index, result in enumerate(results):
-            pieces += _tool_result(Message("tool", result), index == 0, index == len(results) - 1)
-        return self._encode(pieces + self._generation_prompt(thinking)).token_ids
+        if not self.policy.spec.tools:
+            raise InputError(f"template family {self.policy.family!r} cannot show tool results")
+        pieces = [Piece("\n", "assistant", "header"), *tool_results(results)]
+        return self._encode(pieces + generation_prompt(self.policy, thinking), {}).token_ids
+
+    def render_text(self, segments: Sequence[tuple[str, float]]) -> Rendered:
+        """Plain text without chat structure (prompt/completion strings, documents), ended by ``<|endoftext|>``.
+
+        Args:
+            segments: stretches of text with their loss weights; each is encoded by itself, so that a completion
+                starts with the token it would start with after its prompt. The end token has the last one's weight.
+        """
+        rendered = Rendered()
+        for text, weight in segments:
+            rendered = _joined(rendered, self._encode([Piece(text, "text", "text", weight)], {}))
+        if segments:
+            end = Piece("<|endoftext|>", "text", "eot", segments[-1][1], True)
+            rendered = _joined(rendered, self._encode([end], {}))
+        return rendered
 
     @property
     def stop_ids(self) -> list[int]:
@@ -201,76 +244,93 @@ class Renderer:
     @property
     def chat_template(self) -> str:
         """The Jinja template that renders the same text under this policy; to be saved with the checkpoint."""
-        if self.policy.history_thinking == "keep":
-            return "{%- set preserve_thinking = true -%}\n" + CHAT_TEMPLATE
-        return CHAT_TEMPLATE
+        return self.policy.template
+
+    def _checked(self, messages: Conversation, tools: Tools | None) -> list[Message]:
+        if messages and not isinstance(messages, (str, bytes)) and isinstance(messages[0], Mapping):
+            read = messages_from_openai(messages, inline_thinking=self.policy.spec.thinks)  # type: ignore[arg-type]
+        else:
+            read = list(messages)  # type: ignore[arg-type]
+            validate_messages(read)
+        validate_tools(tools)
+        check_fits(self.policy, read, tools)
+        return read
 
     def _empty_weight(self, trained: bool) -> float:
-        return 1.0 if trained else self.policy.empty_think_weight
+        supplied = self.policy.spec.prompt == "closed"  # never the model's own
+        return 1.0 if trained and not supplied else self.policy.empty_think_weight
 
-    def _conversation(self, messages: Sequence[Message], tools: Tools | None, empty_weight: float) -> list[_Piece]:
-        pieces = _system_block(messages, tools)
-        query = _last_query(messages)
-        for index, message in enumerate(messages):
-            if message.role == "assistant":
-                block = self.policy.history_thinking == "keep" or (
-                    index > query and (index == len(messages) - 1 or bool(message.reasoning))
-                )
-                pieces += _header("assistant", "assistant")
-                if block:
-                    pieces += _think_block(message, empty_weight)
-                    pieces += _reply(message, message.content.lstrip("\n"), 1.0)
-                else:
-                    pieces += _reply(message, message.content, 0.0)
-                pieces.append(_Piece("\n", "assistant", "header"))
-            elif message.role == "tool":
-                first = index == 0 or messages[index - 1].role != "tool"
-                last = index == len(messages) - 1 or messages[index + 1].role != "tool"
-                pieces += _tool_result(message, first, last)
-            elif message.role == "user" or index > 0:
-                pieces += _header(message.role, message.role)
-                pieces.append(_Piece(message.content, message.role, "text"))
-                pieces += _turn_end(message.role)
-        return pieces
+    def _encode(self, pieces: Sequence[Piece], seen: _Seen) -> Rendered:
+        """Encode runs of text between control tokens as one string, so tokens may cross pieces as in plain text.
 
-    def _generation_prompt(self, thinking: bool, empty_weight: float = 0.0) -> list[_Piece]:
-        pieces = _header("assistant", "assistant")
-        if not thinking:
-            pieces += _template(_EMPTY_BLOCK, "assistant", "empty_think", empty_weight)
-        return pieces
-
-    def _encode(self, pieces: Sequence[_Piece]) -> Rendered:
-        """Encode runs of text between control tokens as one string, so tokens may cross pieces as in plain text."""
-        rendered = Rendered(text="".join(piece.text for piece in pieces))
-        run: list[_Piece] = []
+        Args:
+            pieces: the text.
+            seen: runs already encoded, kept by a caller that encodes the same turns many times.
+        """
+        rendered = Rendered(text=text_of(pieces))
+        run: list[Piece] = []
         for piece in pieces:
             control = self.tokenizer.control_id(piece.text) if piece.control else None
             if control is None:
-                run.append(piece)
+                if piece.text:
+                    run.append(piece)
                 continue
-            self._encode_run(run, rendered)
-            run = []
-            _append(rendered, [control], [piece])
-        self._encode_run(run, rendered)
+            if run:
+                self._encode_run(run, rendered, seen)
+                run = []
+            _append(rendered, [control], piece)
+        if run:
+            self._encode_run(run, rendered, seen)
         return rendered
 
-    def _encode_run(self, run: Sequence[_Piece], rendered: Rendered) -> None:
-        run = [piece for piece in run if piece.text]
-        if not run:
+    def _encode_run(self, run: Sequence[Piece], rendered: Rendered, seen: _Seen) -> None:
+        first = run[0]
+        if len(run) == 1:
+            store = self._fixed if first.part == "header" else seen  # headers are few and everywhere
+            known = store.get(first.text)
+            if known is None:
+                known = store[first.text] = (self.tokenizer.encode(first.text), [])
+            _append(rendered, known[0], first)
             return
-        ids, starts = self.tokenizer.encode_with_offsets("".join(piece.text for piece in run))
-        begins = [0]
-        for piece in run[:-1]:
-            begins.append(begins[-1] + len(piece.text))
-        # A token that crosses a border belongs to the piece it begins in: supplied text is never trained.
-        _append(rendered, ids, [run[bisect_right(begins, start) - 1] for start in starts])
+        text = text_of(run)
+        key = f"{len(run)}:{text}"
+        known = seen.get(key)
+        if known is None:
+            known = seen[key] = self.tokenizer.encode_with_offsets(text)
+        ids, starts = known
+        begin = reached = 0
+        for piece in run:
+            begin += len(piece.text)
+            # A token that crosses a border belongs to the piece it begins in: supplied text is never trained.
+            upto = bisect_left(starts, begin)
+            _append(rendered, ids[reached:upto], piece)
+            reached = upto
 
 
-def _append(rendered: Rendered, ids: Sequence[int], owners: Sequence[_Piece]) -> None:
-    rendered.token_ids.extend(ids)
-    rendered.weights.extend(owner.weight for owner in owners)
-    rendered.roles.extend(owner.role for owner in owners)
-    rendered.parts.extend(owner.part for owner in owners)
+def _folder_template(folder: Path) -> str | None:
+    """Text of the folder's chat template: its own file, or inside tokenizer_config.json (there may be several)."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        return None
+    try:
+        template = read_json(config).get("chat_template")
+        if isinstance(template, list):
+            named = {entry["name"]: entry["template"] for entry in template}
+            template = named.get("tool_use", named.get("default"))
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{config} is not a readable tokenizer_config.json ({error}); copy the file again") from None
+    return template if isinstance(template, str) else None
+
+
+def _append(rendered: Rendered, ids: Sequence[int], owner: Piece) -> None:
+    count = len(ids)
+    rendered.token_ids += ids
+    rendered.weights += [owner.weight] * count
+    rendered.roles += [owner.role] * count
+    rendered.parts += [owner.part] * count
 
 
 def _joined(first: Rendered, second: Rendered) -> Rendered:
@@ -281,79 +341,3 @@ def _joined(first: Rendered, second: Rendered) -> Rendered:
         first.parts + second.parts,
         first.text + second.text,
     )
-
-
-def _silenced(pieces: Sequence[_Piece]) -> list[_Piece]:
-    return [_Piece(p.text, p.role, p.part, 0.0, p.control) for p in pieces]
-
-
-def _last_query(messages: Sequence[Message]) -> int:
-    """Index of the last user turn that is not a wrapped tool result; the last index if there is none."""
-    for index in range(len(messages) - 1, -1, -1):
-        content = messages[index].content
-        wrapped = content.startswith("<tool_response>") and content.endswith("</tool_response>")
-        if messages[index].role == "user" and not wrapped:
-            return index
-    return len(messages) - 1
-
-
-def _template(text: str, role: str, part: str, weight: float = 0.0) -> list[_Piece]:
-    """Pieces of text the template itself writes: spellings of control tokens are control tokens."""
-    split = [fragment for fragment in _CONTROLS.split(text) if fragment]
-    return [_Piece(s, role, part, weight, _CONTROLS.fullmatch(s) is not None) for s in split]
-
-
-def _header(name: str, role: str) -> list[_Piece]:
-    return _template(f"<|im_start|>{name}\n", role, "header")
-
-
-def _turn_end(role: str, weight: float = 0.0) -> list[_Piece]:
-    return [_Piece("<|im_end|>", role, "eot", weight, control=True), _Piece("\n", role, "header")]
-
-
-def _system_block(messages: Sequence[Message], tools: Tools | None) -> list[_Piece]:
-    system = messages[0].content if messages and messages[0].role == "system" else None
-    if not tools and system is None:
-        return []
-    pieces = _header("system", "system")
-    if system is not None:
-        pieces.append(_Piece(system, "system", "text"))
-    if tools:
-        gap = "\n\n" if system is not None else ""
-        pieces += _template(gap + _TOOLS_HEAD, "system", "text")
-        dumps = [dump_json(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
-        pieces.append(_Piece("".join("\n" + dump for dump in dumps), "system", "text"))
-        pieces += _template(_TOOLS_TAIL, "system", "text")
-    return pieces + _turn_end("system")
-
-
-def _think_block(message: Message, empty_weight: float) -> list[_Piece]:
-    thought = (message.reasoning or "").strip("\n")
-    if not thought:
-        return _template(_EMPTY_BLOCK, "assistant", "empty_think", empty_weight)
-    opening = _template("<think>\n", "assistant", "reasoning", 1.0)
-    closing = _template("\n</think>\n\n", "assistant", "reasoning", 1.0)
-    return [*opening, _Piece(thought, "assistant", "reasoning", 1.0), *closing]
-
-
-def _reply(message: Message, content: str, weight: float) -> list[_Piece]:
-    """Content, calls and ``<|im_end|>`` of an assistant turn."""
-    pieces = [_Piece(content, "assistant", "content", weight)]
-    for number, call in enumerate(message.tool_calls):
-        # The template asks whether the content is non-empty before it strips leading newlines from it.
-        gap = "\n" if number or message.content else ""
-        arguments = dump_json(call.arguments, f"tool_calls[{number}].arguments")
-        pieces += _template(gap + "<tool_call>", "assistant", "call", weight)
-        body = f'\n{{"name": "{call.name}", "arguments": {arguments}}}\n'
-        pieces.append(_Piece(body, "assistant", "call", weight))
-        pieces += _template("</tool_call>", "assistant", "call", weight)
-    pieces.append(_Piece("<|im_end|>", "assistant", "eot", weight, control=True))
-    return pieces
-
-
-def _tool_result(message: Message, first: bool, last: bool) -> list[_Piece]:
-    pieces = _template("<|im_start|>user", "tool", "header") if first else []
-    pieces += _template("\n<tool_response>\n", "tool", "header")
-    pieces.append(_Piece(message.content, "tool", "text"))
-    pieces += _template("\n</tool_response>", "tool", "header")
-    return pieces + (_turn_end("tool") if last else [])

@@ -1,20 +1,80 @@
 """Checked conversations: validation, the OpenAI / Hugging Face dictionary form, and the soft switches.
 
-Everything here works on text. Not here: tokens and the template (``chat.py``), and the parsing of what a model
-sampled (``parse.py``).
+Also the loss weights of turns and parts. Everything here works on text. Not here: tokens (``chat.py``), other file
+formats (``formats.py``), and the parsing of what a model sampled (``parse.py``).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from twofold.base.records import InputError, Message, Role, ToolCall
 
 _ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _SOFT_SWITCH = re.compile(r"(?<!\S)/(no_think|think)(?=[.,;:!?)\"']*(?:\s|$))")
+
+
+@dataclass(frozen=True, slots=True)
+class TurnWeights:
+    """Loss weights of one assistant turn by part; the tags and newlines of a part go with it."""
+
+    reasoning: float = 1.0
+    content: float = 1.0
+    calls: float = 1.0
+
+    def end(self, message: Message) -> float:
+        """Weight of the end token: that of the part it follows most weightily; 0 means the turn is not trained."""
+        parts = [self.content]
+        if message.reasoning:
+            parts.append(self.reasoning)
+        if message.tool_calls:
+            parts.append(self.calls)
+        return max(parts)
+
+
+Weights = Mapping[int, float | TurnWeights]
+
+
+def turn_weights(messages: Sequence[Message], weights: Weights | None) -> list[TurnWeights]:
+    """Loss weights for every message: 1 where ``weights`` says nothing.
+
+    Args:
+        messages: the conversation.
+        weights: message index to one weight for the whole turn, or to weights by part.
+
+    Raises:
+        InputError: an index that is not an assistant turn, or a weight that is not a finite number >= 0.
+    """
+    spread = [TurnWeights()] * len(messages)
+    for index, value in (weights or {}).items():
+        if not 0 <= index < len(messages) or messages[index].role != "assistant":
+            raise InputError(f"weights[{index}]: messages[{index}] is not an assistant turn; only those are trained")
+        turn = value if isinstance(value, TurnWeights) else TurnWeights(value, value, value)
+        for part in (turn.reasoning, turn.content, turn.calls):
+            if not isinstance(part, int | float) or not 0 <= part < math.inf:
+                raise InputError(f"weights[{index}] must be numbers >= 0, got {part!r}")
+        spread[index] = turn
+    return spread
+
+
+def split_thinking(content: str) -> tuple[str | None, str]:
+    """Reasoning and answer of assistant text with an inline think block; no block gives (None, content).
+
+    A block begins the text, or its opening tag was in the prompt and only ``</think>`` is there. Everything after
+    the first ``</think>`` is the answer, further tags included. Text before ``<think>`` means that the tags are not
+    a block, and the content stays as it is: in both cases the official template would lose text.
+    """
+    before, tag, after = content.partition("</think>")
+    begun = before.lstrip()
+    if not tag or ("<think>" in before and not begun.startswith("<think>")):
+        return None, content
+    thought = begun.removeprefix("<think>") if begun.startswith("<think>") else before
+    return thought.strip("\n"), after.lstrip("\n")
 
 
 def validate_messages(messages: Sequence[Message]) -> None:
@@ -40,25 +100,33 @@ def validate_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
 def dump_json(value: Any, where: str) -> str:
     """One-line JSON as the chat template writes it; InputError names ``where`` if the value is not JSON."""
     try:
-        return json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} is not JSON ({error}); use only objects, lists, strings and numbers") from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply; flatten it") from None
+    _check_unicode(text, where)
+    return text
 
 
-def messages_from_openai(rows: Sequence[Mapping[str, Any]]) -> list[Message]:
+def messages_from_openai(rows: Sequence[Mapping[str, Any]], *, inline_thinking: bool = True) -> list[Message]:
     """Read chat messages as the OpenAI API and Hugging Face data sets write them.
 
-    Accepts ``reasoning_content`` or ``reasoning``; ``<think>`` inside assistant content is split off as the
-    official template does. ``tool_calls`` may be nested (``{"function": {...}}``) or flat, with arguments as an
+    Accepts ``reasoning_content`` or ``reasoning``; a think block inside assistant content is split off
+    (``split_thinking``). ``tool_calls`` may be nested (``{"function": {...}}``) or flat, with arguments as an
     object or as JSON text; JSON text is parsed, so it is rendered again in canonical spacing. Content may be null
     (assistant, tool) or a list of text parts, which are joined. Role ``developer`` is read as ``system``.
+
+    Args:
+        rows: the messages.
+        inline_thinking: False leaves think tags in content as ordinary text, as templates without think blocks do.
 
     Raises:
         InputError: naming the message index and the field.
     """
     if not isinstance(rows, Sequence) or isinstance(rows, (str, bytes)):
         raise InputError("messages must be a list of objects with role and content")
-    messages = [_from_openai(index, row) for index, row in enumerate(rows)]
+    messages = [_from_openai(index, row, inline_thinking) for index, row in enumerate(rows)]
     validate_messages(messages)
     return messages
 
@@ -95,8 +163,20 @@ def _validate_message(index: int, message: Message) -> None:
         raise InputError(f"{where}.reasoning is set on a {message.role} turn; only assistant turns have reasoning")
     if message.role != "assistant" and message.tool_calls:
         raise InputError(f"{where}.tool_calls is set on a {message.role} turn; only assistant turns call tools")
+    _check_unicode(message.content, f"{where}.content")
+    if message.reasoning is not None:
+        _check_unicode(message.reasoning, f"{where}.reasoning")
     for number, call in enumerate(message.tool_calls):
         _validate_call(f"{where}.tool_calls[{number}]", call)
+
+
+def _check_unicode(text: str, where: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} is not valid Unicode at character {error.start}; remove lone surrogates") from None
 
 
 def _validate_call(where: str, call: ToolCall) -> None:
@@ -107,10 +187,11 @@ def _validate_call(where: str, call: ToolCall) -> None:
         raise InputError(f"{where}.name is {call.name!r}; use a non-empty name without quotes or control characters")
     if not isinstance(call.arguments, dict):
         raise InputError(f"{where}.arguments must be an object, got {type(call.arguments).__name__}")
+    _check_unicode(call.name, f"{where}.name")
     dump_json(call.arguments, f"{where}.arguments")
 
 
-def _from_openai(index: int, row: Mapping[str, Any]) -> Message:
+def _from_openai(index: int, row: Mapping[str, Any], inline_thinking: bool) -> Message:
     where = f"messages[{index}]"
     if not isinstance(row, Mapping):
         raise InputError(f"{where} must be an object with role and content, got {type(row).__name__}")
@@ -126,9 +207,8 @@ def _from_openai(index: int, row: Mapping[str, Any]) -> Message:
         reasoning = row.get("reasoning")
     if reasoning is not None and not isinstance(reasoning, str):
         raise InputError(f"{where}.reasoning_content must be a string, got {type(reasoning).__name__}")
-    if role == "assistant" and reasoning is None and "</think>" in content:
-        reasoning = content.split("</think>")[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
-        content = content.split("</think>")[-1].lstrip("\n")
+    if role == "assistant" and reasoning is None and inline_thinking:
+        reasoning, content = split_thinking(content)
     calls = row.get("tool_calls") or ()
     if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
         raise InputError(f"{where}.tool_calls must be a list")
@@ -163,7 +243,7 @@ def _call_from_openai(where: str, call: Any) -> ToolCall:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{where}.arguments is text but not JSON; give a JSON object") from None
     if not isinstance(arguments, dict):
         raise InputError(f"{where}.arguments must be a JSON object, got {type(arguments).__name__}")

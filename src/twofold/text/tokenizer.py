@@ -11,6 +11,7 @@ import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from twofold.base.files import write_json, write_text
 from twofold.base.records import InputError
+from twofold.text.ranks import merges_of, read_ranks
 
 PRETOKENIZE_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -57,6 +59,9 @@ ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
 
 _BYTE_TOKENS = 256
 _MODEL_MAX_LENGTH = 131072
+# Decoding ignores these flags; with them the official file is met to the letter. The constructor does not take them.
+_OFFICIAL_DECODER = b'{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}'
+_TIKTOKEN_FILE = "qwen.tiktoken"
 
 
 class Tokenizer:
@@ -64,18 +69,18 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Wrap a ``tokenizers`` tokenizer; raises InputError unless it is a byte-level BPE."""
+        if not isinstance(backend.model, models.BPE) or not isinstance(backend.decoder, decoders.ByteLevel):
+            raise InputError("only byte-level BPE tokenizers (the GPT-2 / Qwen kind) are supported")
         backend.no_truncation()
         backend.no_padding()
-        spec = json.loads(backend.to_str())
-        if spec["model"]["type"] != "BPE" or (spec["decoder"] or {}).get("type") != "ByteLevel":
-            raise InputError("only byte-level BPE tokenizers (the GPT-2 / Qwen kind) are supported")
+        added = backend.get_added_tokens_decoder()
         self._full = backend
-        self._special = {token["id"]: bool(token["special"]) for token in spec["added_tokens"]}
-        self._added = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
+        self._plain = _without_added_tokens(backend)
+        self._special = {i: bool(token.special) for i, token in added.items()}
+        self._added = {token.content: i for i, token in added.items()}
         self._bytes: dict[int, bytes] = {i: content.encode() for content, i in self._added.items()}
-        self._size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
-        self._plain = _without_added_tokens(spec)
-        self._digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+        self._whole: dict[int, str] = {}  # tokens met so far that are whole characters
+        self._size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -92,38 +97,82 @@ class Tokenizer:
         least = _BYTE_TOKENS + len(ADDED_TOKENS)
         if vocab_size < least:
             raise InputError(f"vocab_size must be at least {least} (256 bytes + {len(ADDED_TOKENS)} control tokens)")
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.normalizer = normalizers.NFC()
-        split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False)
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-        backend.decoder = decoders.ByteLevel()
-        backend.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+        backend = _qwen_backend(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(ADDED_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
-        backend.add_tokens([AddedToken(text, normalized=False, special=flag) for text, flag in ADDED_TOKENS])
+        backend.add_tokens(_added(ADDED_TOKENS))
+        return cls(backend)
+
+    @classmethod
+    def from_tiktoken(cls, path: Path) -> Tokenizer:
+        """Qwen3's tokenizer from ``qwen.tiktoken``: the ranks of that file and the 26 added tokens after them.
+
+        The result equals the one of the official ``tokenizer.json`` down to the digest.
+
+        Raises:
+            InputError: not a rank file.
+        """
+        ranks = read_ranks(path)
+        spelled = {token: "".join(_BYTE_TO_UNICODE[byte] for byte in token) for token in ranks}
+        vocab = {spelled[token]: rank for token, rank in ranks.items()}
+        merges = [(spelled[left], spelled[right]) for left, right in merges_of(ranks)]
+        model = models.BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix="")
+        backend = _qwen_backend(model)
+        decoder = decoders.ByteLevel()
+        decoder.__setstate__(_OFFICIAL_DECODER)
+        backend.decoder = decoder
+        backend.add_tokens(_added(ADDED_TOKENS))
         return cls(backend)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read ``tokenizer.json`` of a model folder; raises InputError if it is absent or unreadable."""
+        """Read ``tokenizer.json`` of a model folder, or its ``qwen.tiktoken`` where it has only that.
+
+        Raises:
+            InputError: neither is there, or the file is unreadable.
+        """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            raise InputError(f"{path} does not exist; give a folder that holds tokenizer.json")
+            if (Path(folder) / _TIKTOKEN_FILE).is_file():
+                return cls.from_tiktoken(Path(folder) / _TIKTOKEN_FILE)
+            raise InputError(f"{path} does not exist; give a folder that holds tokenizer.json or {_TIKTOKEN_FILE}")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:
             raise InputError(f"{path} is not a readable tokenizer.json ({error}); copy the file again") from None
         return cls(backend)
 
+    def add_tokens(self, tokens: Sequence[str], special: bool = True) -> Tokenizer:
+        """A tokenizer with further added tokens at the end of the vocabulary; this one stays as it is.
+
+        Args:
+            tokens: spellings that ``encode_with_special`` is to read as one token each; known ones keep their ids.
+            special: ``decode(skip_special_tokens=True)`` drops them.
+
+        Raises:
+            InputError: an empty spelling, or one that already is an ordinary token.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._full.to_str())
+        for token in tokens:
+            if not token or (token not in self._added and backend.token_to_id(token) is not None):
+                raise InputError(
+                    f"{token!r} cannot be added: it is empty or an ordinary token; choose another spelling"
+                )
+        backend.add_tokens(_added([(token, special) for token in tokens if token not in self._added]))
+        return Tokenizer(backend)
+
+    def to_json(self) -> str:
+        """The whole tokenizer as the text of a ``tokenizer.json``."""
+        return self._full.to_str(pretty=True)
+
     def save(self, folder: Path, chat_template: str) -> None:
         """Write the tokenizer files of a Hugging Face folder, loadable by ``AutoTokenizer``."""
         folder = Path(folder)
-        text = self._full.to_str(pretty=True)
+        text = self.to_json()
         model = json.loads(text)["model"]
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         write_text(folder / "tokenizer.json", text)
@@ -138,24 +187,24 @@ class Tokenizer:
         """Number of ids the tokenizer can produce (embedding tables may be padded beyond it)."""
         return self._size
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Stable 16-digit hash of the whole tokenizer, for caches and manifests."""
-        return self._digest
+        return hashlib.sha256(json.dumps(json.loads(self.to_json()), sort_keys=True).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Encode data. Spellings of control tokens inside ``text`` are ordinary characters."""
-        return list(_encode(self._plain, text).ids)
+        return _encode(self._plain, text).ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Like ``encode``, and the index in ``text`` of the character with which each token begins."""
         encoding = _encode(self._plain, text)
-        return list(encoding.ids), [start for start, _ in encoding.offsets]
+        return encoding.ids, [start for start, _ in encoding.offsets]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` for many texts at once (in parallel threads)."""
         try:
-            return [list(e.ids) for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
         except TypeError:
             for text in texts:
                 _check_text(text)
@@ -163,7 +212,7 @@ class Tokenizer:
 
     def encode_with_special(self, text: str) -> list[int]:
         """Encode text written by the program itself: spellings of control tokens become those tokens."""
-        return list(_encode(self._full, text).ids)
+        return _encode(self._full, text).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD.
@@ -191,6 +240,25 @@ class Tokenizer:
             known = bytes(_UNICODE_TO_BYTE[char] for char in spelling)
             self._bytes[token_id] = known
         return known
+
+    def token_text(self, token_id: int) -> str | None:
+        """Text of a token that is whole characters, None where its bytes are only part of some.
+
+        Raises:
+            InputError: an id outside the vocabulary.
+        """
+        text = self._whole.get(token_id)
+        if text is None:
+            try:
+                text = self._whole[token_id] = self.token_bytes(token_id).decode()
+            except UnicodeDecodeError:
+                return None
+        return text
+
+    @property
+    def structure(self) -> dict[int, str]:
+        """Id -> spelling of all added tokens."""
+        return {i: token for token, i in self._added.items()}
 
     def is_special(self, token_id: int) -> bool:
         """True for tokens that ``decode(skip_special_tokens=True)`` drops."""
@@ -230,6 +298,10 @@ class Tokenizer:
         """Ids that end a turn: ``<|im_end|>``, then ``<|endoftext|>``."""
         return (self.im_end, self.endoftext)
 
+    def _is_qwen(self) -> bool:
+        own, qwen = self._full.pre_tokenizer, _qwen_backend(models.BPE()).pre_tokenizer
+        return own is not None and own.__getstate__() == qwen.__getstate__()
+
     def _special_tokens_map(self) -> dict[str, Any]:
         kept = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
         named = {role: token for role, token in kept.items() if token in self._added}
@@ -248,34 +320,66 @@ class Tokenizer:
             "errors": "replace",
             "model_max_length": _MODEL_MAX_LENGTH,
             "split_special_tokens": False,
-            "tokenizer_class": "Qwen2Tokenizer",
+            # The library's Qwen2Tokenizer brings Qwen's own pre-tokenisation, whatever tokenizer.json says.
+            "tokenizer_class": "Qwen2Tokenizer" if self._is_qwen() else "PreTrainedTokenizerFast",
             "unk_token": None,
             **self._special_tokens_map(),
         }
 
 
 class StreamDecoder:
-    """Decode one token at a time; bytes of an unfinished character wait for the next token."""
+    """Decode token by token; bytes of an unfinished character wait for the next token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._whole = tokenizer._whole
+        self._waiting = b""
 
     def feed(self, token_id: int) -> str:
         """Text that this token completes, possibly empty."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        if not self._waiting:
+            text = self._whole.get(token_id) or self._tokenizer.token_text(token_id)
+            if text is not None:
+                return text
+        return self._decode(self._tokenizer.token_bytes(token_id))
+
+    def feed_many(self, token_ids: Iterable[int]) -> str:
+        """Text that these tokens complete; the same as feeding them one by one."""
+        return self._decode(b"".join(map(self._tokenizer.token_bytes, token_ids)))
 
     def flush(self) -> str:
         """End of stream: what is still waiting, as U+FFFD. The decoder may then be used again."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
+        waiting, self._waiting = self._waiting, b""
+        return waiting.decode("utf-8", errors="replace")
+
+    def _decode(self, data: bytes) -> str:
+        data = self._waiting + data
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._waiting = data[used:]
         return text
 
 
-def _without_added_tokens(spec: dict[str, Any]) -> tokenizers.Tokenizer:
+def _qwen_backend(model: models.BPE) -> tokenizers.Tokenizer:
+    """A tokenizer with Qwen's normalisation and pre-tokenisation and no added tokens."""
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    return backend
+
+
+def _added(tokens: Iterable[tuple[str, bool]]) -> list[AddedToken]:
+    return [AddedToken(text, normalized=False, special=flag) for text, flag in tokens]
+
+
+def _without_added_tokens(full: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     # encode_special_tokens of the library covers only tokens flagged special; <think> and <tool_call> are not.
-    plain = {**spec, "added_tokens": [], "post_processor": None}
-    return tokenizers.Tokenizer.from_str(json.dumps(plain))
+    plain = tokenizers.Tokenizer(full.model)
+    plain.normalizer, plain.pre_tokenizer = full.normalizer, full.pre_tokenizer
+    return plain
 
 
 def _encode(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
@@ -305,3 +409,4 @@ def _unicode_to_byte() -> dict[str, int]:
 
 
 _UNICODE_TO_BYTE = _unicode_to_byte()
+_BYTE_TO_UNICODE = {byte: char for char, byte in _UNICODE_TO_BYTE.items()}

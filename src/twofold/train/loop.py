@@ -97,6 +97,7 @@ class Trainer:
                 counts[name] += count
         if not any(counts.values()):
             raise TrainError(f"step {self.step}: no token of the batch carries a loss weight; nothing can be learnt")
+        self.objective.begin_step(self.model, batches)
         totals: dict[str, float] = defaultdict(float)
         for batch in batches:
             for name, value in self._backward(batch, counts).items():
@@ -114,9 +115,9 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += sum(batch.num_tokens for batch in batches)
-        source_metrics = getattr(self.source, "metrics", {})
+        other_metrics = self.objective.end_step() | getattr(self.source, "metrics", {})
         row = {"step": self.step - 1, **totals, "grad_norm": float(norm), "lr_scale": scale, "num_tokens": self.tokens}
-        return row | source_metrics
+        return row | other_metrics
 
     def _backward(self, batch: TokenBatch, counts: dict[str, float]) -> Sums:
         losses, stats = self.objective(self.model, batch)
@@ -148,11 +149,14 @@ class Trainer:
 
 
 def build_optimizers(model: Qwen3, optim: OptimConfig) -> dict[str, tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices inside layers (routers excepted), AdamW for the rest; each with its peak rate."""
+    """Muon for the matrices inside layers (not routers, not adapters), AdamW for the rest; each with its peak rate."""
     matrices: list[MatrixParameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if optim.muon_lr and parameter.dim() >= 2 and ".layers." in name and not name.endswith("mlp.gate.weight"):
+        if not parameter.requires_grad:
+            continue
+        matrix = parameter.dim() >= 2 and ".layers." in name and ".adapters." not in name
+        if optim.muon_lr and matrix and not name.endswith("mlp.gate.weight"):
             matrices.append(MatrixParameter(parameter, tuple(split_sizes(model.config, name))))
         else:
             rest.append(parameter)

@@ -9,6 +9,7 @@ Shape legend: T tokens of a micro-batch, A of them with a loss weight, S sequenc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from twofold.base.batch import TokenBatch
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.qwen3 import Qwen3, Routing
 from twofold.ops import loss as ops
-from twofold.ops.reference import load_balancing_loss
+from twofold.train.balance import ExpertLoad, Scope
 
 Sums = dict[str, torch.Tensor]
 LOGP_DIFFERENCE = "sampling/sampling_logp_difference"  # TRL's name
@@ -35,6 +36,14 @@ class Objective(Protocol):
         """
         ...
 
+    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch]) -> None:
+        """Look at all micro-batches of a step before the first is run; by default there is nothing to look for."""
+        return None
+
+    def end_step(self) -> dict[str, float]:
+        """Statistics that only the whole step has, for its row of metrics."""
+        return {}
+
 
 class Scored:
     """Hidden states and logits of the places of a batch that carry a loss weight."""
@@ -48,59 +57,42 @@ class Scored:
         self.logits_AV = model.logits(hidden.index_select(0, self.places_A))
 
 
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Weighted next-token cross entropy; with ``balance`` > 0 plus the MoE load-balancing loss.
 
-    ``balance_scope`` "global" takes expert fractions over the whole batch, as Qwen3 does (arXiv 2501.11873); "source"
-    takes them for each source of the batch by itself, which is what micro-batch balancing amounts to when a
-    micro-batch holds one kind of text.
+    ``balance_scope`` "global" takes expert fractions over the whole step, as Qwen3 does (arXiv 2501.11873); "source"
+    takes them for each source of a micro-batch by itself. The load of experts is reported with and without the loss.
     """
 
-    def __init__(self, balance: float = 0.0, balance_scope: Literal["global", "source"] = "global") -> None:
-        self.balance, self.balance_scope = balance, balance_scope
+    def __init__(self, balance: float = 0.0, balance_scope: Scope = "global") -> None:
+        self.balance, self.load = balance, ExpertLoad(balance_scope)
 
     def counts(self, batch: TokenBatch) -> dict[str, float]:
         weight = float(batch.weights_T.sum())
         out = {"loss": weight, "mean_token_accuracy": weight}
-        return out | {"balance": 1.0, "max_expert_load": 1.0, "dead_experts": 1.0} if self.balance else out
+        return out | {"balance": float(batch.num_tokens)} if self.balance else out
+
+    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch]) -> None:
+        self.load.begin_step(model, batches, loss=self.balance > 0)
 
     def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
-        routing = Routing() if self.balance else None
+        routing = Routing()
         scored = Scored(model, batch, routing)
         logp_A = ops.token_logprobs(scored.logits_AV, scored.targets_A)
         losses = {"loss": -(scored.weights_A * logp_A).sum()}
         hits_A = scored.logits_AV.detach().argmax(-1) == scored.targets_A
         stats = {"mean_token_accuracy": (scored.weights_A * hits_A).sum()}
-        if routing is not None:
-            losses["balance"] = self.balance * self._balance(routing, batch)
-            loads = torch.stack(
-                [expert_fractions(ids, p.shape[1]) for ids, p in zip(routing.ids, routing.probs, strict=True)]
-            )
-            stats["max_expert_load"] = loads.max() * loads.shape[1]
-            stats["dead_experts"] = (loads == 0).sum().float()
+        if routing.ids:
+            self.load.add(routing)
+            if self.balance:
+                losses["balance"] = self.balance * self.load.loss(routing, batch)
         return losses, stats
 
-    def _balance(self, routing: Routing, batch: TokenBatch) -> torch.Tensor:
-        """Mean over MoE layers (and sources, in that scope) of E * sum(f * P)."""
-        groups = [torch.arange(batch.num_tokens)]
-        if self.balance_scope == "source":
-            lengths = torch.tensor(batch.cu_seqlens).diff()
-            source_T = torch.tensor(batch.source_S).repeat_interleave(lengths)
-            groups = [(source_T == source).nonzero().flatten() for source in sorted(set(batch.source_S))]
-        terms = []
-        for probs_TE, ids_Tk in zip(routing.probs, routing.ids, strict=True):
-            for group in groups:
-                fraction_E = expert_fractions(ids_Tk[group], probs_TE.shape[1])
-                terms.append(load_balancing_loss(fraction_E, probs_TE[group].mean(0)) * len(group) / batch.num_tokens)
-        return torch.stack(terms).sum() / len(routing.probs)
+    def end_step(self) -> dict[str, float]:
+        return self.load.end_step()
 
 
-def expert_fractions(ids_Tk: torch.Tensor, experts: int) -> torch.Tensor:
-    """Share of all assignments that went to each expert, fp32 [E]."""
-    return torch.bincount(ids_Tk.flatten(), minlength=experts).float() / ids_Tk.numel()
-
-
-class PolicyGradient:
+class PolicyGradient(Objective):
     """Clipped policy gradient on rollouts: GRPO's token ratios or GSPO's sequence ratios.
 
     The batch carries ``extras`` "advantages" and "old_logprobs" per token. GRPO (arXiv 2402.03300) clips each token's
@@ -170,7 +162,7 @@ def _logp_difference(logp_A: torch.Tensor, sampled_A: torch.Tensor, weights_A: t
     return {LOGP_DIFFERENCE + "/mean": difference_A.sum(), LOGP_DIFFERENCE + "/max": largest}
 
 
-class TokenKL:
+class TokenKL(Objective):
     """Token-level KL between student and teacher over the full vocabulary, on tokens the student wrote.
 
     "reverse" is KL(student || teacher), "forward" KL(teacher || student). No gradient flows through sampling. Ids at

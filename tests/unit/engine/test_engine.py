@@ -9,7 +9,7 @@ from twofold.base.records import InputError, Request, SamplingParams
 from twofold.engine.engine import Engine
 from twofold.engine.rows import ThinkTokens
 from twofold.model.attn_inputs import AttnInputs, KVCache
-from twofold.model.config import ModelConfig
+from twofold.model.config import Context, ModelConfig
 from twofold.model.qwen3 import Qwen3
 
 EOS, OPEN, CLOSE = 0, 1, 2
@@ -154,3 +154,57 @@ def test_idle_rows_change_nothing(model):
     padded = engine(model, min_rows=16).generate(requests)
     assert [c.token_ids for c in plain] == [c.token_ids for c in padded]
     assert engine(model, max_rows=2, min_rows=4).generate(requests[:1])[0].token_ids == plain[0].token_ids
+
+
+# Native length 16. A window of 6 in the upper layers goes with the first two.
+CONTEXTS = {
+    "yarn": dict(context=Context(native=16, target=64), sliding_window=6, max_window_layers=1),
+    "yarn, static": dict(context=Context(native=16, target=64, static=True), sliding_window=6, max_window_layers=1),
+    "dca": dict(context=Context(native=16, target=64, method="dca")),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_requests_of_either_coding_run_together(model, name):
+    """The same prompt with room to fit the native length and without; few rows, so rows are re-used and squeezed."""
+    long = Qwen3(model.config.model_copy(update=CONTEXTS[name])).requires_grad_(False)
+    long.load_state_dict(model.state_dict())
+    short_prompt, long_prompt = tuple(range(3, 11)), tuple(range(3, 33))
+    requests = [
+        Request(short_prompt, SamplingParams(temperature=0, max_tokens=9)),  # 16 positions are used: fits
+        Request(short_prompt, SamplingParams(temperature=0, max_tokens=10)),
+        Request(short_prompt, SamplingParams(temperature=0, max_tokens=30)),
+        Request(long_prompt, SamplingParams(temperature=0, max_tokens=12)),
+        *(Request(p, SamplingParams(temperature=1, max_tokens=25, seed=i, n=2)) for i, p in enumerate(prompts(5))),
+    ]
+    runner = engine(long, max_rows=4)
+    extends = [runner.extends(request) for request in requests]
+    assert extends[:4] == [CONTEXTS[name]["context"].static, True, True, True]
+    completions = runner.generate(requests)
+    full = [list(requests[c.request_index].prompt_ids) + c.token_ids for c in completions]
+    scores = runner.score(full, 40, [extends[c.request_index] for c in completions])
+    for completion, expected in zip(completions, scores, strict=True):
+        expected = expected[-len(completion.token_ids) :]
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
+        if completion.request_index < 4:
+            tokens = torch.tensor(full[completions.index(completion)])
+            attn = AttnInputs.packed([0, len(tokens)], extended_S=[extends[completion.request_index]])
+            choice = long.logits(long(tokens, torch.arange(len(tokens)), attn)).argmax(-1)
+            assert choice[len(tokens) - len(completion.token_ids) - 1 : -1].tolist() == completion.token_ids
+    plain = Qwen3(long.config.model_copy(update={"context": None})).requires_grad_(False)
+    plain.load_state_dict(model.state_dict())
+    for request, extended, completion in zip(requests[:4], extends[:4], completions[:4], strict=True):
+        same = engine(plain).generate([request])[0].token_ids == completion.token_ids
+        assert same or extended  # a request that fits is answered as if there were no long context
+
+
+def test_scores_decide_by_length_as_training_does(model):
+    long = Qwen3(model.config.model_copy(update={"context": Context(native=16, target=64)})).requires_grad_(False)
+    long.load_state_dict(model.state_dict())
+    short, beyond = list(range(3, 20)), list(range(3, 21))  # 16 and 17 positions are used
+    plain, stretched = engine(model), engine(long)
+    scores = stretched.score([short, beyond])
+    assert torch.equal(scores[0], stretched.score([short, beyond], extended=[False, True])[0])
+    torch.testing.assert_close(scores[0], plain.score([short])[0])
+    torch.testing.assert_close(scores[1], stretched.score([beyond], extended=[True])[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(scores[1], plain.score([beyond])[0], atol=1e-3)

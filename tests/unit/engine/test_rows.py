@@ -70,13 +70,15 @@ def test_length_limit_and_end_tokens() -> None:
 def test_compaction_keeps_the_order_and_the_state_of_live_rows() -> None:
     rows = Rows(4, 5, THINK, (EOS,))
     for row in range(4):
-        rows.place_sample(row, Sample(row, 0, Request((5,) * (row + 1), SamplingParams(max_tokens=5, seed=row))))
+        sample = Sample(row, 0, Request((5,) * (row + 1), SamplingParams(max_tokens=5, seed=row)))
+        rows.place_sample(row, sample, extended=row == 3)
     every = torch.arange(4)
     rows.append(every, torch.tensor([EOS, 7, EOS, 6]), torch.zeros(4, dtype=torch.bool), -every.float(), every.float())
     for row in rows.finished():
         rows.take(row, 0)
     assert rows.compact().tolist() == [1, 3] and rows.count == 2
     assert rows.tokens[:2, 0].tolist() == [7, 6] and rows.seed[:2].tolist() == [1, 3]
+    assert rows.extended[:2].tolist() == [False, True]
     assert rows.place[:2].tolist() == [2, 4] and rows.logprobs[:2, 0].tolist() == [-1, -3]
     assert [s.request_index for s in rows.samples if s is not None] == [1, 3] and rows.live.tolist() == [True] * 2 + [
         False

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from twofold.model.config import ModelConfig
+from twofold.model.config import Context, ModelConfig
 from twofold.model.qwen3 import Qwen3
 
 SHAPES: list[dict[str, Any]] = [
@@ -64,6 +64,14 @@ def test_bad_shapes_are_refused_by_name(
 ) -> None:
     with pytest.raises(ValidationError, match=words):
         make_config(**changes)
+
+
+def test_the_longest_sequence_and_how_it_is_reached(make_config: Callable[..., ModelConfig]) -> None:
+    context = Context(native=32768, target=131072)
+    assert make_config().longest == 128 and make_config(context=context).longest == 131072
+    assert context.describe() == ("YaRN from 32768 to 131072 tokens, factor 4, for sequences beyond the native length")
+    chunked = Context(native=64, target=96, method="dca", static=True)
+    assert chunked.describe() == "Dual Chunk Attention from 64 to 96 tokens, for every sequence"
 
 
 def test_a_missing_key_is_an_error() -> None:

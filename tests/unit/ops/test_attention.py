@@ -1,4 +1,4 @@
-"""Fast attention against the plain reference, forward and backward: packed, decoding from a cache, chunked."""
+"""Fast attention against the plain reference, forward and backward: packed, from a cache, windows, Dual Chunk."""
 
 from __future__ import annotations
 
@@ -88,3 +88,140 @@ def test_extend_attention_equals_the_tail_of_whole_sequences() -> None:
     caches = [(k.transpose(0, 1), v.transpose(0, 1)) for _, k, v in parts]
     extended = attention.extend_attention(queries, caches, [0, 2, 7])
     torch.testing.assert_close(extended, torch.cat(whole), atol=1e-6, rtol=1e-6)
+
+
+@settings(max_examples=25)
+@given(
+    lengths=st.lists(st.integers(1, 24), min_size=1, max_size=5),
+    window=st.integers(1, 26),
+    least_block=st.sampled_from([1, 7, 128]),
+)
+def test_a_sliding_window_equals_the_reference(lengths: list[int], window: int, least_block: int) -> None:
+    cu = list(itertools.accumulate(lengths, initial=0))
+    inputs = qkv(cu[-1])
+    upstream = torch.randn(cu[-1], 4, 8, generator=torch.Generator().manual_seed(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_WINDOW_BLOCK", least_block)
+        fast = attention.packed_attention(*inputs, attention.plan_packed(cu), window)
+    slow = reference.packed_attention(*inputs, cu, window)
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+    grads = [torch.autograd.grad(out, inputs, upstream) for out in (fast, slow)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_a_window_shows_exactly_the_last_keys() -> None:
+    q, k, v = qkv(9)
+    before = reference.attention_one(q, k, v, window=3)
+    with torch.no_grad():
+        k[:4] += 100.0
+        v[4] += 100.0
+    after = reference.attention_one(q, k, v, window=3)
+    assert torch.equal(before[7:], after[7:])  # query 7 sees 5, 6 and itself
+    assert not torch.allclose(before[6], after[6])
+    torch.testing.assert_close(reference.attention_one(q, k, v, window=9), reference.attention_one(q, k, v))
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 30])
+@pytest.mark.parametrize("scores", [1, 90, 1 << 24])
+def test_blocks_of_queries_change_nothing_in_extending(
+    window: int | None, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [qkv(length, seed=length) for length in (6, 9)]
+    whole = [reference.attention_one(*part, window)[-count:] for part, count in zip(parts, (2, 5), strict=True)]
+    queries = torch.cat([q[-count:] for (q, _, _), count in zip(parts, (2, 5), strict=True)])
+    caches = [(k.transpose(0, 1), v.transpose(0, 1)) for _, k, v in parts]
+    monkeypatch.setattr(attention, "_SCORES", scores)
+    extended = attention.extend_attention(queries, caches, [0, 2, 7], window)
+    torch.testing.assert_close(extended, torch.cat(whole), atol=1e-5, rtol=1e-5)
+
+
+INV_FREQ = 100.0 ** -(torch.arange(4) / 4)
+
+
+def dca_by_pairs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk_len: int, size: int) -> torch.Tensor:
+    """The definition, a pair of tokens at a time: q, k, v of one head, [L, H], not rotated; complex rotations."""
+
+    def turned(x: torch.Tensor, position: int) -> torch.Tensor:
+        return torch.complex(x[:4], x[4:]) * torch.polar(torch.ones(4), position * INV_FREQ)
+
+    rows = []
+    for i in range(len(q)):
+        scores = []
+        for j in range(i + 1):
+            chunk, back = i // chunk_len, i // chunk_len - j // chunk_len
+            place = i - chunk * chunk_len
+            at = (place, min(place + chunk_len, size), min(2 * chunk_len - 1, size))[min(back, 2)]
+            product = turned(q[i], at) * turned(k[j], j % chunk_len).conj()
+            scores.append(product.real.sum() / math.sqrt(8))
+        rows.append(torch.stack(scores).softmax(0) @ v[: i + 1])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("chunk_len", "size"), [(5, 6), (4, 7), (6, 6), (1, 2), (40, 41)])
+def test_the_dual_chunk_reference_equals_its_definition(chunk_len: int, size: int) -> None:
+    q, k, v = (t.detach() for t in qkv(23))
+    out = reference.dual_chunk_attention(q, k, v, INV_FREQ, chunk_len, size)
+    tail = reference.dual_chunk_attention(q[-7:], k, v, INV_FREQ, chunk_len, size)
+    torch.testing.assert_close(tail, out[-7:], atol=1e-6, rtol=1e-6)
+    for head in range(4):
+        pairs = dca_by_pairs(q[:, head], k[:, head // 2], v[:, head // 2], chunk_len, size)
+        torch.testing.assert_close(out[:, head], pairs, atol=1e-5, rtol=1e-5)
+
+
+def test_up_to_a_chunk_dual_chunk_attention_is_plain_attention() -> None:
+    q, k, v = qkv(14)
+    positions = torch.arange(14)
+    plain = reference.attention_one(*(reference.rope_at(t, positions, INV_FREQ) for t in (q, k)), v)
+    assert torch.equal(reference.dual_chunk_attention(q, k, v, INV_FREQ, 14, 15), plain)
+    beyond = reference.dual_chunk_attention(q, k, v, INV_FREQ, 11, 12)
+    torch.testing.assert_close(beyond[:13], plain[:13])  # true distances up to chunk_size
+    assert not torch.allclose(beyond[13], plain[13], atol=1e-3)
+
+
+@settings(max_examples=25)
+@given(
+    keys=st.integers(1, 40),
+    share=st.floats(0, 1),
+    chunk_len=st.integers(1, 45),
+    local_window=st.integers(0, 6),
+    scores=st.sampled_from([1, 300, 1 << 24]),
+)
+def test_dual_chunk_attention_by_blocks_equals_the_reference(
+    keys: int, share: float, chunk_len: int, local_window: int, scores: int
+) -> None:
+    chunks = attention.Chunks(chunk_len, chunk_len + local_window, INV_FREQ)
+    q, k, v = qkv(keys)
+    q = q[int(share * (keys - 1)) :]
+    places = torch.arange(keys) % chunk_len
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_SCORES", scores)
+        q_rotated, k_rotated = (reference.rope_at(t, places[-len(t) :], INV_FREQ) for t in (q, k))
+        fast = attention.dual_chunk_attention(q_rotated, k_rotated, v, chunks)
+    slow = reference.dual_chunk_attention(q, k, v, INV_FREQ, chunks.length, chunks.size)
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1))
+    grads = [torch.autograd.grad(out, (q, k, v), upstream) for out in (fast, slow)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_dual_chunk_decoding_equals_the_last_row_of_the_reference_in_marked_rows() -> None:
+    chunks, capacity = attention.Chunks(5, 7, INV_FREQ), 24
+    lengths, chunked = [3, 24, 12, 17, 5, 6], [True, True, False, True, True, True]
+    generator = torch.Generator().manual_seed(3)
+    keys, values = (torch.randn(len(lengths), 2, capacity, 8, generator=generator) for _ in range(2))
+    queries = torch.randn(len(lengths), 4, 8, generator=generator)
+    cache, places = torch.empty_like(keys), torch.tensor(lengths) - 1
+    for row, marked in enumerate(chunked):
+        positions = torch.arange(capacity) % (chunks.length if marked else capacity)
+        cache[row] = reference.rope_at(keys[row].transpose(0, 1), positions, INV_FREQ).transpose(0, 1)
+    mask = torch.zeros(6, capacity).masked_fill(torch.arange(capacity)[None] > places[:, None], -math.inf)
+    marks = torch.tensor(chunked)
+    turned = reference.rope_at(queries, torch.where(marks, places % chunks.length, places), INV_FREQ)
+    fast = attention.dual_chunk_decode(turned, cache, values, mask, places, marks, chunks)
+    for row, (length, marked) in enumerate(zip(lengths, chunked, strict=True)):
+        k, v = (t[row, :, :length].transpose(0, 1) for t in (keys, values))
+        size = (chunks.length, chunks.size) if marked else (capacity, capacity)
+        slow = reference.dual_chunk_attention(queries[row : row + 1], k, v, INV_FREQ, *size)
+        torch.testing.assert_close(fast[row : row + 1], slow, atol=1e-5, rtol=1e-5)

@@ -62,3 +62,22 @@ def test_rope_keeps_lengths_and_depends_on_distance_only() -> None:
     near, far = (rotated(q, p + 3).flatten() @ rotated(k, p).flatten() for p in (0, 40))
     torch.testing.assert_close(near, far, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rotated(q, 0), q)
+
+
+def test_rope_without_norm_equals_the_reference_scaled_or_not() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(4, 9, 8, generator=generator).requires_grad_()
+    positions = torch.tensor([0, 1, 100, 7])
+    cos, sin = rope.angles(positions, rope.inverse_frequencies(1e4, 8), torch.float32, torch.tensor([1, 1.3, 1, 0.9]))
+    qk = x[:, :6]  # not contiguous, as the projection's slice is
+    check(norm_rope.rope(qk, cos, sin), reference.rope(qk, cos, sin), [x], 1e-6)
+
+
+def test_rope_at_equals_rope_and_rotations_add_up() -> None:
+    x, inverse = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(1)), rope.inverse_frequencies(1e4, 8)
+    first, second = torch.tensor([0, 3, 50, 7, 1]), torch.tensor([4, 4, 0, 1, 9])
+    assert torch.equal(
+        reference.rope_at(x, first, inverse), reference.rope(x, *rope.angles(first, inverse, torch.float32))
+    )
+    twice = reference.rope_at(reference.rope_at(x, first, inverse), second, inverse)
+    torch.testing.assert_close(twice, reference.rope_at(x, first + second, inverse), atol=1e-5, rtol=1e-5)

@@ -13,7 +13,15 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from twofold.base.records import InputError, Message, ToolCall
-from twofold.text.chat import CHAT_TEMPLATE, STOP_TEXT, ChatPolicy, Rendered, Renderer, messages_to_openai
+from twofold.text.chat import (
+    CHAT_TEMPLATE,
+    STOP_TEXT,
+    ChatPolicy,
+    Rendered,
+    Renderer,
+    TurnWeights,
+    messages_to_openai,
+)
 from twofold.text.tokenizer import Tokenizer
 
 Conversation = tuple[list[Message], list[dict[str, Any]] | None]
@@ -289,8 +297,9 @@ def test_apply_chat_template_agrees(renderer: Renderer, make_conversation: Maker
                 assert auto(got.text).input_ids == got.token_ids
 
 
-def test_template_reads_the_forms_that_records_do_not_have() -> None:
-    template = jinja(CHAT_TEMPLATE)
+@pytest.mark.parametrize("source", [CHAT_TEMPLATE, ChatPolicy().template], ids=["recipes", "exported"])
+def test_template_reads_the_forms_that_records_do_not_have(source: str) -> None:
+    template = jinja(source)
     user = {"role": "user", "content": "q"}
     inline = {"role": "assistant", "content": "<think>\nt\n</think>\n\na"}
     start = "<|im_start|>user\nq<|im_end|>\n" + GEN
@@ -298,5 +307,184 @@ def test_template_reads_the_forms_that_records_do_not_have() -> None:
     flat = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": '{"a":1}'}]}
     body = '<tool_call>\n{"name": "f", "arguments": {"a":1}}\n</tool_call><|im_end|>\n'
     assert template.render(messages=[user, flat]) == start + EMPTY + body
-    parts = {"role": "user", "content": [{"type": "text", "text": "x"}]}
-    assert template.render(messages=[parts]) == "<|im_start|>user\n<|im_end|>\n"
+
+
+def test_exported_template_joins_text_parts_as_the_renderer_does(renderer: Renderer) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}]
+    want = "<|im_start|>user\nxy<|im_end|>\n"
+    assert jinja(renderer.chat_template).render(messages=parts) == renderer.render(parts).text == want
+
+
+def test_dictionaries_are_read_everywhere(renderer: Renderer) -> None:
+    rows = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>r</think>a"}]
+    records = [Message("user", "q"), Message("assistant", "a", "r")]
+    assert renderer.render(rows) == renderer.render(records)
+    assert renderer.views(rows) == renderer.views(records)
+    assert renderer.prompt_ids(rows[:1]) == renderer.prompt_ids(records[:1])
+    with pytest.raises(InputError, match=r"messages\[1\]\.role"):
+        renderer.render([rows[0], {"role": "bot"}])
+
+
+def test_weights_by_turn_and_part(renderer: Renderer) -> None:
+    call = (ToolCall("now", {}),)
+    messages = [Message("user", "q"), Message("assistant", "c", "r", call), Message("tool", "1")]
+    messages += [Message("assistant", "d", "s")]
+    weights = {1: TurnWeights(reasoning=0.25, content=0.0, calls=0.5), 3: 0}
+    [only] = renderer.views(messages, weights=weights)
+    by_part: dict[str, set[float]] = {}
+    for weight, part, role in zip(only.weights, only.parts, only.roles, strict=True):
+        if role == "assistant":
+            by_part.setdefault(part, set()).add(weight)
+    assert by_part == {"header": {0}, "reasoning": {0.25}, "content": {0}, "call": {0.5}, "eot": {0.5}}
+    whole = renderer.render(messages, weights=weights)
+    assert [w for w, part in zip(whole.weights, whole.parts, strict=True) if part == "eot" and w] == [0.5]
+    assert trained_text(renderer, renderer.render(messages, weights={1: 0.5, 3: 0.5})) == ""
+    # A turn that has no reasoning is not trained by a weight for reasoning.
+    assert renderer.views([messages[0], Message("assistant", "a")], weights={1: TurnWeights(1, 0, 1)}) == []
+    for bad, where in (({0: 1}, "not an assistant turn"), ({9: 1}, r"weights\[9\]"), ({1: -1}, r"weights\[1\]")):
+        with pytest.raises(InputError, match=where):
+            renderer.render(messages, weights=bad)
+
+
+HI, YO = Message("user", "hi"), Message("assistant", "yo", "t")
+USER = "<|im_start|>user\nhi<|im_end|>\n"
+
+
+def test_the_thinking_family_supplies_the_opening_tag(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, ChatPolicy(family="thinking"))
+    assert renderer.render([HI], add_generation_prompt=True).text == USER + GEN + "<think>\n"
+    [view] = renderer.views([HI, YO])
+    assert trained_text(renderer, view) == "t\n</think>\n\nyo<|im_end|>"
+    assert view.text == USER + GEN + "<think>\nt\n</think>\n\nyo<|im_end|>"
+    assert trained_text(renderer, renderer.render([HI, YO])) == "t\n</think>\n\nyo<|im_end|>"
+    plain = [HI, Message("assistant", "yo")]
+    assert trained_text(renderer, renderer.views(plain)[0]) == "yo<|im_end|>"
+    assert trained_text(renderer, renderer.views(plain, empty_think_trained=True)[0]) == "\n</think>\n\nyo<|im_end|>"
+    for view in renderer.views(plain) + renderer.views([HI, YO], empty_think_trained=True):
+        prompt = renderer.prompt_ids([HI])
+        assert view.token_ids[: len(prompt)] == prompt and not any(view.weights[: len(prompt)])
+    with pytest.raises(InputError, match="always thinks"):
+        renderer.prompt_ids([HI], thinking=False)
+
+
+def test_the_nonthinking_family_always_closes_the_block(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, ChatPolicy(family="nonthinking"))
+    for thinking in (True, False):
+        assert renderer.render([HI], thinking=thinking, add_generation_prompt=True).text == USER + GEN + EMPTY
+    assert trained_text(renderer, renderer.views([HI, Message("assistant", "yo")])[0]) == "yo<|im_end|>"
+    with pytest.raises(InputError, match=r"messages\[1\]\.reasoning"):
+        renderer.views([HI, YO])
+
+
+@pytest.mark.parametrize("family", ["instruct", "qwen2.5", "chatml"])
+def test_families_without_think_blocks(family: str, tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, ChatPolicy(family=family))
+    start = f"<|im_start|>system\n{renderer.policy.system}<|im_end|>\n" if family == "qwen2.5" else ""
+    again = [HI, Message("assistant", "yo"), HI, Message("assistant", "\nyes")]
+    turn = GEN + "{}<|im_end|>\n"
+    whole = renderer.render(again)
+    assert whole.text == start + USER + turn.format("yo") + USER + turn.format("\nyes")
+    # Of the second answer's newline and the header's the tokenizer makes one token, which is not trained here ...
+    assert trained_text(renderer, whole) == "yo<|im_end|>yes<|im_end|>"
+    # ... but it is trained where it counts: a server's prompt ends before the answer's newline.
+    assert [trained_text(renderer, view) for view in renderer.views(again)] == ["yo<|im_end|>", "\nyes<|im_end|>"]
+    for thinking in (True, False):
+        assert renderer.render([HI], thinking=thinking, add_generation_prompt=True).text == start + USER + GEN
+    assert renderer.render([HI, YO]).text == start + USER + turn.format("yo")
+    inline = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>t</think>yo"}]
+    assert renderer.render(inline).text == start + USER + turn.format("<think>t</think>yo")
+    with pytest.raises(InputError, match=r"messages\[1\]\.reasoning"):
+        renderer.views([HI, YO])
+
+
+def test_qwen25_tools_follow_the_default_system_turn(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, ChatPolicy(family="qwen2.5"))
+    got = renderer.render([HI], [{"name": "f"}]).text
+    assert got.startswith(f"<|im_start|>system\n{renderer.policy.system}\n\n# Tools\n\n")
+    assert renderer.render([Message("system", "S"), HI], [{"name": "f"}]).text.startswith(
+        "<|im_start|>system\nS\n\n# T"
+    )
+
+
+def test_chatml_has_no_place_for_tools(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, ChatPolicy(family="chatml"))
+    with pytest.raises(InputError, match="cannot show tools"):
+        renderer.render([HI], [{"name": "f"}])
+    with pytest.raises(InputError, match=r"messages\[1\]\.tool_calls"):
+        renderer.render([HI, Message("assistant", "", None, (ToolCall("now", {}),))])
+    with pytest.raises(InputError, match="tool results"):
+        renderer.tool_result_ids(["1"])
+
+
+def test_plain_text_segments(renderer: Renderer) -> None:
+    got = renderer.render_text([("Once <|im_end|>", 0.0), (" upon", 1.0)])
+    tok = renderer.tokenizer
+    assert got.token_ids == [*tok.encode("Once <|im_end|>"), *tok.encode(" upon"), tok.endoftext]
+    assert got.weights == [0.0] * len(tok.encode("Once <|im_end|>")) + [1.0] * (len(tok.encode(" upon")) + 1)
+    assert renderer.render_text([]) == Rendered()
+
+
+def test_hostile_text_is_named_not_crashed_on(renderer: Renderer) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(20_000):
+        deep = {"a": deep}
+    with pytest.raises(InputError, match=r"tools\[0\] is nested too deeply"):
+        renderer.render([HI], [deep])
+    with pytest.raises(InputError, match=r"messages\[0\]\.content is not valid Unicode at character 1"):
+        renderer.render([Message("user", "a\ud800")])
+    with pytest.raises(InputError, match=r"messages\[1\]\.reasoning is not valid Unicode"):
+        renderer.render([HI, Message("assistant", "", "\udfff")])
+    with pytest.raises(InputError, match=r"tools\[0\] is not JSON"):
+        renderer.render([HI], [{"x": float("nan")}])
+    long = "x </think> 好\n" * 70_000  # one megabyte
+    got = renderer.render([Message("user", long)])
+    assert got.text == f"<|im_start|>user\n{long}<|im_end|>\n"
+    assert renderer.tokenizer.think_close not in got.token_ids
+
+
+def test_folders_come_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    policy = ChatPolicy(history_thinking="keep", empty_think_weight=0.5)
+    Renderer(tokenizer, policy).save(tmp_path)
+    again = Renderer.from_pretrained(tmp_path)
+    assert again.policy == policy and again.tokenizer.digest == tokenizer.digest
+    assert (tmp_path / "chat_template.jinja").read_text(encoding="utf-8") == policy.template
+    (tmp_path / "chat_policy.json").unlink()
+    assert Renderer.from_pretrained(tmp_path).policy == ChatPolicy(history_thinking="keep")
+    assert Renderer.from_pretrained(tmp_path, ChatPolicy(family="chatml")).policy.family == "chatml"
+
+
+def test_another_template_than_the_trained_one_is_shown(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    Renderer(tokenizer).save(tmp_path)
+    path = tmp_path / "chat_template.jinja"
+    path.write_text(path.read_text(encoding="utf-8").replace("# Tools", "# Instruments"), encoding="utf-8")
+    with pytest.warns(UserWarning, match="not the one this model was trained with") as caught:
+        renderer = Renderer.from_pretrained(tmp_path)
+    lines = str(caught[0].message).splitlines()
+    assert any(line.startswith("-") and "# Tools" in line for line in lines)
+    assert any(line.startswith("+") and "# Instruments" in line for line in lines)
+    assert renderer.policy == ChatPolicy()
+
+
+def test_templates_inside_tokenizer_config(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path, CHAT_TEMPLATE)
+    (tmp_path / "chat_template.jinja").unlink()
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    with pytest.raises(InputError, match="no chat template; choose a family"):
+        Renderer.from_pretrained(tmp_path)
+    assert Renderer.from_pretrained(tmp_path, ChatPolicy()).policy == ChatPolicy()
+    thinking = ChatPolicy(family="thinking").template
+    listed = [{"name": "default", "template": CHAT_TEMPLATE}, {"name": "tool_use", "template": thinking}]
+    for template, family in ((thinking, "thinking"), (listed[:1], "hybrid"), (listed, "thinking")):
+        path.write_text(json.dumps({**config, "chat_template": template}), encoding="utf-8")
+        assert Renderer.from_pretrained(tmp_path).policy.family == family
+    path.write_text(json.dumps({**config, "chat_template": ["x"]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json"):
+        Renderer.from_pretrained(tmp_path)
+
+
+def test_from_parts(tokenizer: Tokenizer) -> None:
+    assert Renderer.from_parts(tokenizer, CHAT_TEMPLATE).policy == ChatPolicy()
+    with pytest.raises(InputError, match="none of the families"):
+        Renderer.from_parts(tokenizer, "{{ messages }}")
+    assert Renderer.from_parts(tokenizer, "{{ messages }}", ChatPolicy(family="chatml")).policy.family == "chatml"

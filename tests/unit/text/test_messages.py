@@ -35,10 +35,14 @@ def test_openai_forms_are_read() -> None:
         ("<think>\n\n</think>\n\nyo", "", "yo"),
         ("abc\n</think>\n\nyo", "abc", "yo"),  # a prompt that pre-fills <think>
         ("<think>abc", None, "<think>abc"),
+        ("<think>a</think>b</think>c", "a", "b</think>c"),  # the official template drops b
+        ("<think>x<think>y</think>z", "x<think>y", "z"),  # ... and x
+        ("Well. <think>a</think>b", None, "Well. <think>a</think>b"),  # ... and "Well."
+        (" \n<think>a</think>b", "a", "b"),
         ("plain", None, "plain"),
     ],
 )
-def test_one_think_tag_loses_no_text(content: str, reasoning: str | None, answer: str) -> None:
+def test_inline_thinking_loses_no_text(content: str, reasoning: str | None, answer: str) -> None:
     [_, message] = messages_from_openai([{"role": "user", "content": "q"}, {"role": "assistant", "content": content}])
     assert (message.reasoning, message.content) == (reasoning, answer)
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import tempfile
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.base.records import Message, ToolCall
+from twofold.base.records import InputError, Message, ToolCall
 from twofold.text.chat import Renderer
-from twofold.text.parse import Delta, Parsed, StreamParser, parse
+from twofold.text.parse import (
+    Delta,
+    Parsed,
+    ParseOptions,
+    Start,
+    StreamParser,
+    TextParser,
+    parse,
+    parse_text,
+    start_state,
+)
 from twofold.text.tokenizer import ADDED_TOKENS, Tokenizer
 
 Maker = Callable[..., tuple[list[Message], list[dict[str, Any]] | None]]
@@ -24,21 +39,29 @@ def read(tokenizer: Tokenizer, text: str, prompt: str = "<|im_start|>assistant\n
     return parse(tokenizer, tokenizer.encode_with_special(text), tokenizer.encode_with_special(prompt))
 
 
-def stream(tokenizer: Tokenizer, ids: list[int], prompt: list[int]) -> tuple[list[Delta], Parsed]:
-    parser = StreamParser(tokenizer, prompt)
+def check_stream(
+    tokenizer: Tokenizer, ids: list[int], prompt: list[int], options: ParseOptions | None = None
+) -> Parsed:
+    """What was streamed is what is returned."""
+    parser = StreamParser(tokenizer, prompt, options)
     deltas = [delta for token in ids for delta in parser.feed(token)]
     deltas += parser.end()
-    return deltas, parser.finish()
+    parsed = parser.finish()
+    assert parsed == parse(tokenizer, ids, prompt, options)
+    check_deltas(deltas, parsed)
+    return parsed
 
 
-def check_stream(tokenizer: Tokenizer, ids: list[int], prompt: list[int]) -> Parsed:
-    """What was streamed is what is returned."""
-    deltas, parsed = stream(tokenizer, ids, prompt)
-    assert parsed == parse(tokenizer, ids, prompt)
+def check_deltas(deltas: list[Delta], parsed: Parsed) -> None:
+    """The deltas put together are the message."""
     assert "".join(d.text for d in deltas if d.kind == "content") == parsed.content
     assert "".join(d.text for d in deltas if d.kind == "reasoning") == (parsed.reasoning or "")
-    assert tuple(d.call for d in deltas if d.call) == parsed.tool_calls
-    return parsed
+    calls = [d for d in deltas if d.kind == "tool_call"]
+    assert tuple(d.call for d in calls if d.call) == parsed.tool_calls
+    for last in (d for d in calls if d.call):
+        mine = [d for d in calls if d.call_index == last.call_index]
+        assert [d.name for d in mine if d.name] == [last.call.name] and mine[0].name
+        assert json.loads("".join(d.text for d in mine)) == last.call.arguments and not any(d.dropped for d in mine)
 
 
 def nfc(text: str) -> str:
@@ -156,7 +179,7 @@ def test_text_before_between_and_after_calls(tokenizer: Tokenizer) -> None:
 def test_malformed_call_is_reported_and_kept(tokenizer: Tokenizer, raw: str, fault: str) -> None:
     text = f"<tool_call>\n{raw}\n</tool_call>"
     parsed = read(tokenizer, f"ok\n{text}<|im_end|>")
-    assert parsed.tool_calls == () and parsed.content == "ok" + text
+    assert parsed.tool_calls == () and parsed.content == "ok\n" + text
     assert len(parsed.errors) == 1 and fault in parsed.errors[0]
 
 
@@ -190,6 +213,187 @@ def test_nothing_counts_after_the_end(tokenizer: Tokenizer) -> None:
     parser = StreamParser(tokenizer)
     assert parser.feed(tokenizer.im_end) == [] and parser.feed(tokenizer.encode("x")[0]) == []
     assert parser.finish() == parser.finish() and parser.end() == []
+
+
+def test_a_prompt_that_ends_inside_the_turn_is_continued(tokenizer: Tokenizer) -> None:
+    head = "<|im_start|>user\nq <think><|im_end|>\n<|im_start|>assistant\n"
+    cases: list[tuple[str, Start]] = [
+        (head, "before"),
+        (head + "\n", "before"),
+        (head + "<think>\n", "think"),
+        (head + "<think>\nhalf", "think"),
+        (head + "<think>\n\n</think>\n\n", "answer"),
+        (head + "<think>\nx\n</think>\n\nThe ans", "answer"),
+        (head + "The ans", "answer"),
+        (head + '<tool_call>\n{"name": "f", ', "call"),
+        (head + "done<|im_end|>\n", "before"),
+        ("no turns at all", "before"),
+        ("<think>\nno turns", "think"),
+        ("<|im_start|>user\n<think>", "before"),
+    ]
+    for prompt, state in cases:
+        assert start_state(tokenizer.encode_with_special(prompt), tokenizer) == state, prompt
+    call = read(tokenizer, '"arguments": {"a": 1}}\n</tool_call><|im_end|>', cases[7][0])
+    assert call == Parsed(None, "", (F,), False, True, ())
+    assert read(tokenizer, "\nwer", cases[6][0]).content == "\nwer"
+    assert read(tokenizer, "\nwer", cases[4][0]).content == "wer"
+
+
+def test_a_call_that_is_none_stays_in_the_thought(tokenizer: Tokenizer) -> None:
+    parsed = read(tokenizer, "<think>\nwrite <tool_call>like this</tool_call> or so\n</think>\n\nyes<|im_end|>")
+    assert parsed.reasoning == "write <tool_call>like this</tool_call> or so" and parsed.content == "yes"
+    assert parsed.closed and len(parsed.errors) == 2
+    cut = read(tokenizer, '<think>\nhm <tool_call>{"name": "f", "argu')
+    assert cut.reasoning == 'hm <tool_call>{"name": "f", "argu' and cut.content == "" and not cut.closed
+
+
+def test_mended_calls_are_calls_and_reported(tokenizer: Tokenizer) -> None:
+    parsed = read(tokenizer, "<tool_call>\n{'name': 'f', 'arguments': {'a': 1,}\n</tool_call><|im_end|>")
+    assert parsed.tool_calls == (F,) and parsed.content == ""
+    assert parsed.errors == ("tool call mended: single quotes, trailing comma, missing bracket",)
+
+
+def test_calls_stream_in_the_openai_way(tokenizer: Tokenizer) -> None:
+    options = ParseOptions(early_calls=True, call_id="call_{}".format)
+    ids = tokenizer.encode_with_special(f"{CALL}\n<tool_call>\n{{oops\n</tool_call>\n{CALL}<|im_end|>")
+    parser = StreamParser(tokenizer, (), options)
+    deltas = [d for token in ids for d in parser.feed(token) if d.kind == "tool_call"]
+    for index in (0, 1):
+        mine = [d for d in deltas if d.call_index == index]
+        assert [(d.id, d.name) for d in mine if d.id or d.name] == [(f"call_{index}", "f")] and mine[0].name == "f"
+        assert json.loads("".join(d.text for d in mine)) == {"a": 1}
+        assert [d.call for d in mine if d.call] == [ToolCall("f", {"a": 1}, f"call_{index}")] and mine[-1].call
+        assert len(mine) > 3
+    assert [call.id for call in parser.finish().tool_calls] == ["call_0", "call_1"]
+
+
+def test_a_call_that_breaks_after_it_began_is_dropped_in_the_stream(tokenizer: Tokenizer) -> None:
+    text = 'a\n<tool_call>{"name": "f", "arguments": {"a": 1 oops}}</tool_call>'
+    ids = tokenizer.encode_with_special(text + CALL + "<|im_end|>")
+    parser = StreamParser(tokenizer, (), ParseOptions(early_calls=True))
+    deltas = [delta for token in ids for delta in parser.feed(token)]
+    calls = [delta for delta in deltas if delta.kind == "tool_call"]
+    assert [d.call_index for d in calls if d.dropped] == [0] and [d.call_index for d in calls if d.call] == [1]
+    assert parser.finish() == parse(tokenizer, ids) and parser.finish().content == text
+    assert "".join(d.text for d in deltas if d.kind == "content") == text
+
+
+def test_stop_strings_end_the_answer_and_only_the_answer(tokenizer: Tokenizer) -> None:
+    stop = ParseOptions(stop=("STOP", "\n\n", "ab"))
+    prompt = tokenizer.encode_with_special("<|im_start|>assistant\nSTOP abs")
+    ids = tokenizer.encode_with_special("<think>\nSTOP\n\nab\n</think>\n\nfine S TO STO\nSTOP and more<|im_end|>")
+    parsed = parse(tokenizer, ids, (), stop)
+    assert parsed == Parsed("STOP\n\nab", "fine S TO STO\n", (), True, True, (), "STOP")
+    parser = StreamParser(tokenizer, (), stop)
+    states = [parser.state for token in ids if parser.feed(token) or True]
+    assert parser.finish() == parsed and states.index("done") < len(states) - 3
+    assert parse(tokenizer, tokenizer.encode("x ab"), prompt, stop).content == "x "
+    called = tokenizer.encode_with_special(f"A{CALL}\nS" + '<tool_call>{"name": "f", "arguments": {"x": "STOP"}}')
+    assert parse(tokenizer, called, (), stop).tool_calls == (F, ToolCall("f", {"x": "STOP"}))
+    assert parse(tokenizer, called, (), stop).content == "A\nS"
+
+
+def test_budget_tools_stops_and_streaming_together(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer)
+    prompt = renderer.prompt_ids([Message("user", "q")], [{"name": "f"}])
+    thought = tokenizer.encode_with_special("<think>\nlong and") + renderer.stop_ids
+    ids = thought + tokenizer.encode_with_special(f"So\n{CALL}\n{CALL}<|im_end|>")
+    for options in (ParseOptions(), ParseOptions(stop=("so",), early_calls=True)):
+        parsed = check_stream(tokenizer, ids, prompt, options)
+        assert parsed.content == "So" and parsed.tool_calls == (F, F) and parsed.closed and not parsed.errors
+        assert parsed.reasoning is not None and parsed.reasoning.endswith("based on the thinking directly now.")
+
+
+def test_text_of_another_server_is_read_by_its_tags() -> None:
+    text = f"<think>\nt\n</think>\n\nhi 🙂\n{CALL}\n{CALL}<|im_end|>"
+    assert parse_text(text) == Parsed("t", "hi 🙂", (F, F), True, True, ())
+    assert parse_text("t\n</think>\n\na", "think") == Parsed("t", "a", (), True, False, ())
+    assert parse_text("a", "answer") == Parsed(None, "a", (), True, False, ())
+    assert parse_text('{"name": "f", "arguments": {"a": 1}}</tool_call>', "call").tool_calls == (F,)
+    assert parse_text("a < b <thin <th").content == "a < b <thin <th"
+    spelled = parse_text('<tool_call>{"name": "f", "arguments": {"a": "<think></think>"}}</tool_call>')
+    assert spelled.tool_calls == (ToolCall("f", {"a": "<think></think>"}),) and not spelled.errors
+    xml = parse_text("<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>")
+    assert xml.tool_calls == (ToolCall("f", {"a": "1"}),) and xml.content == ""
+    with pytest.raises(InputError, match="lone surrogate"):
+        TextParser().feed("a\ud83d")
+
+
+PIECES = st.one_of(
+    st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>", "<|im_start|>", CALL, "\n"]),
+    st.sampled_from(
+        ["<tool_call>{'name': 'f', 'arguments': {'a': 1,}</tool_call>", "<thi", "STOP", "<tool_call>{oops"]
+    ),
+    st.text(st.sampled_from('ab \n<>/é🙂{}"'), max_size=8),
+)
+STARTS: list[Start] = ["before", "think", "answer", "call"]
+HEADS = ["", "<think>\n", "<think>\n\n</think>\n\n", "<tool_call>"]
+
+
+@given(
+    st.lists(PIECES, max_size=10),
+    st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    st.integers(0, 3),
+    st.booleans(),
+)
+@settings(max_examples=120, deadline=None)
+def test_every_chunking_gives_the_same_message(parts: list[str], sizes: list[int], start: int, early: bool) -> None:
+    options = ParseOptions(stop=("STOP", "aab"), early_calls=early)
+    text = "".join(parts)
+    whole = parse_text(text, STARTS[start], ParseOptions(stop=options.stop))
+    for source in (text, text.encode()):
+        parser, at, deltas = TextParser(STARTS[start], options), 0, []
+        for turn in range(len(source)):
+            step = sizes[turn % len(sizes)]
+            deltas += parser.feed(source[at : at + step])
+            at += step
+        deltas += parser.end()
+        assert parser.finish() == whole
+        check_deltas(deltas, whole)
+    tok = _shared()
+    ids, prompt = tok.encode_with_special(text), tok.encode_with_special("<|im_start|>assistant\n" + HEADS[start])
+    by_token = check_stream(tok, ids, prompt, options)
+    stepped, at = StreamParser(tok, prompt, options), 0
+    while at < len(ids):
+        step = sizes[at % len(sizes)]
+        stepped.feed_many(ids[at : at + step])
+        at += step
+    assert stepped.finish() == by_token
+    if "<" not in text:  # no tags and nothing that spells one: ids and text must agree
+        assert by_token == whole
+
+
+@given(st.binary(max_size=60), st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_in_any_chunks(data: bytes, size: int) -> None:
+    parser = TextParser()
+    for at in range(0, len(data), size):
+        parser.feed(data[at : at + size])
+    assert parser.finish() == parse_text(data)
+
+
+def test_tags_without_a_token_are_read_from_their_spelling() -> None:
+    plain = Tokenizer.train(["ab"], 282)
+    kept = [token for token, _ in ADDED_TOKENS if "think" not in token and "tool" not in token]
+    bare = without(plain, kept)
+    assert bare.think_open is None and bare.im_end is not None
+    prompt = bare.encode_with_special("<|im_start|>assistant\n<think>\n")
+    ids = bare.encode_with_special(f"t\n</think>\n\na\n{CALL}<|im_end|>")
+    assert start_state(prompt, bare) == "think"
+    assert check_stream(bare, ids, prompt) == Parsed("t", "a", (F,), True, True, ())
+
+
+def without(tokenizer: Tokenizer, kept: list[str]) -> Tokenizer:
+    """A tokenizer of the same bytes with only some added tokens."""
+    ranks = "".join(f"{base64.b64encode(tokenizer.token_bytes(i)).decode()} {i}\n" for i in range(256))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bytes.tiktoken"
+        path.write_text(ranks)
+        spec = json.loads(Tokenizer.from_tiktoken(path).to_json())
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] in kept]
+    for index, token in enumerate(spec["added_tokens"]):
+        token["id"] = 256 + index
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(spec)))
 
 
 _CACHE: list[Tokenizer] = []

@@ -1,4 +1,4 @@
-"""Objectives: weights, balance, policy gradients and distillation, against plain formulas."""
+"""Objectives: weights, policy gradients and distillation, against plain formulas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from twofold.base.batch import TokenBatch, pack
+from twofold.base.batch import TokenBatch
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.qwen3 import Qwen3
 from twofold.ops import reference
@@ -69,46 +69,6 @@ def test_targets_without_weight_do_not_matter(make_model: Make, make_batch: Make
     before = CrossEntropy()(model, batch)[0]["loss"]
     batch.targets_T = torch.where(batch.weights_T > 0, batch.targets_T, (batch.targets_T + 1) % 32)
     assert torch.equal(before, CrossEntropy()(model, batch)[0]["loss"])
-
-
-def test_balance_has_a_gradient_and_follows_the_routing(make_model: Make, make_batch: Make) -> None:
-    model, batch = make_model(True), make_batch([20, 20])
-    objective = CrossEntropy(balance=1.0)
-    losses, stats = objective(model, batch)
-    gates = [layer.mlp.gate.weight for layer in model.model.layers]
-    for gradient in torch.autograd.grad(losses["balance"], gates):
-        assert number(gradient.abs().max()) > 1e-4
-    # Push every token to one expert: norms are positive after abs, so a large constant row wins.
-    with torch.no_grad():
-        model.model.embed_tokens.weight.abs_()
-        for gate in gates:
-            gate.mul_(0.01)
-            gate[0] = 5.0
-    skewed, skewed_stats = objective(model, batch)
-    assert number(skewed["balance"]) > 1.2 * number(losses["balance"]) > 0.9
-    assert number(skewed_stats["max_expert_load"]) >= 2 * 0.99 > number(stats["max_expert_load"])
-    assert CrossEntropy(balance=0.5)(model, batch)[0]["balance"].item() == pytest.approx(0.5 * skewed["balance"].item())
-
-
-def test_balance_scopes(make_model: Make) -> None:
-    model = make_model(True)
-    first, second = [1, 2, 3] * 5, [20, 21, 22] * 5
-    mixed = pack([first, second], sources=[0, 1])
-    one_source = pack([first, second], sources=[4, 4])
-
-    def balance(scope: Any, batch: TokenBatch) -> float:
-        return number(CrossEntropy(1.0, scope)(model, batch)[0]["balance"])
-
-    alone = [balance("global", pack([row])) for row in (first, second)]
-    assert balance("source", mixed) == pytest.approx(sum(alone) / 2, rel=1e-5)
-    assert balance("source", one_source) == pytest.approx(balance("global", mixed), rel=1e-5)
-    assert balance("source", mixed) > balance("global", mixed) + 0.01  # each text may keep its own experts
-
-
-def test_dead_experts_are_counted(make_model: Make) -> None:
-    model = make_model(True)
-    stats = CrossEntropy(balance=1.0)(model, pack([[5, 5, 5]]))[1]
-    assert number(stats["dead_experts"]) >= 2  # two equal tokens choose at most 2 of 4 experts in the first layer
 
 
 @pytest.mark.parametrize("kind", ["grpo", "gspo"])

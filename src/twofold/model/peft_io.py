@@ -1,0 +1,354 @@
+"""Adapters as files, in PEFT's format: adapter_config.json and adapter_model.safetensors, read and written.
+
+Stacked experts are read in both of PEFT's forms: factors of each expert under its own name (PEFT on transformers 4,
+vLLM), and one tensor for all experts of a layer (PEFT's target_parameters on transformers 5). What an adapter needs and
+this model has not (DoRA, biases, whole modules saved beside it) is an error. Imports no peft.
+
+Shape legend: r rank, I inputs, O outputs, E experts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from twofold.base.files import atomic_path, read_json, write_json
+from twofold.base.records import InputError
+from twofold.model.lora import LowRank, Place, activate, adaptable, adapter_factors, all_places, install
+from twofold.model.quantised import QuantExperts, QuantLinear
+from twofold.model.qwen3 import Qwen3
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FINGERPRINT = "twofold_base"  # key in the header of the weights
+_PREFIX = "base_model.model."
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_ONE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)(\.\w+)")
+_ALL_EXPERTS = re.compile(r"(.+\.experts)(\.base_layer)?")
+# Keys that say nothing about the function, or are honoured here; any other key must be empty, false or null.
+_UNDERSTOOD = {
+    *(
+        "peft_type",
+        "task_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "lora_dropout",
+        "bias",
+    ),
+    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("init_lora_weights", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
+    *("megatron_core", "qalora_group_size", "runtime_config"),
+}
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # ways to begin that leave the base as it is
+
+Factors = dict[str, LowRank]
+
+
+def save_adapter(model: Qwen3, name: str, folder: Path, base: str | None = None, per_expert: bool = False) -> None:
+    """Write adapter ``name`` as a folder that PEFT loads.
+
+    Args:
+        base: what ``base_model_name_or_path`` says, a hub id or a folder. per_expert: write a shared "gate_up_proj" of
+            experts as gate_proj and up_proj of each expert, the names that vLLM reads; the function is the same.
+
+    Raises:
+        InputError: no such adapter.
+    """
+    factors = adapter_factors(model, name)
+    if per_expert:
+        factors = {path: factor for pair in factors.items() for path, factor in _apart(*pair)}
+    stacked = any(path.endswith(".experts.gate_up_proj") for path in factors)
+    tensors: dict[str, torch.Tensor] = {}
+    for path, factor in factors.items():
+        for key, A_rI, B_Or in _to_peft(path, factor, stacked, set(factors)):
+            tensors[f"{_PREFIX}{key}.lora_A.weight"] = A_rI.detach().cpu().contiguous()
+            tensors[f"{_PREFIX}{key}.lora_B.weight"] = B_Or.detach().cpu().contiguous()
+    fingerprint = base_fingerprint(model)
+    data = save(tensors, metadata={"format": "pt"})
+    with atomic_path(Path(folder) / WEIGHTS) as temporary:
+        temporary.write_bytes(_labelled(data, fingerprint) if fingerprint else data)
+    write_json(Path(folder) / CONFIG, _config(model, factors, base, stacked))
+
+
+def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, same_base: bool = True) -> None:
+    """Attach and activate the adapter in ``folder`` under ``name``.
+
+    Args:
+        train: its factors take gradients; otherwise nothing does. same_base: refuse an adapter that was written here
+            for other base weights. That catches a base into which the adapter is merged already. Pass False for a
+            sibling of its base; quantised bases and adapters written by PEFT cannot be checked so.
+
+    Raises:
+        InputError: missing or damaged files, a feature or a module that this model does not have, tensors of another
+            shape, dropout when training. The message names file, tensor and remedy.
+    """
+    config = _read_config(Path(folder) / CONFIG)
+    if train and config.get("lora_dropout"):
+        raise InputError(
+            f"{folder / CONFIG}: lora_dropout is not supported in training; set it to 0 there, or train=False"
+        )
+    tensors, fingerprint = _read_weights(Path(folder) / WEIGHTS)
+    here = base_fingerprint(model)
+    if same_base and fingerprint and here and fingerprint != here:
+        raise InputError(
+            f"{Path(folder) / WEIGHTS}: the adapter was trained on other base weights, or is merged into these "
+            f"already; load its base ({config.get('base_model_name_or_path') or 'not named'}) or pass same_base=False"
+        )
+    factors = _to_factors(model, tensors, config, Path(folder) / WEIGHTS)
+    _check_complete(all_places(model), factors, config, Path(folder) / WEIGHTS)
+    install(model, name, factors)
+    activate(model, name, train)
+
+
+@torch.no_grad()
+def base_fingerprint(model: Qwen3) -> str | None:
+    """Hash of a sample of the base's adaptable weights, rounded to bf16; None for a quantised base."""
+    digest = hashlib.sha256()
+    for site in adaptable(model):
+        if isinstance(site.base, QuantLinear | QuantExperts):
+            return None
+        for weight in site.base.parameters():
+            sample = weight.flatten()[:: max(1, weight.numel() // 256)].to(torch.bfloat16)
+            digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _labelled(data: bytes, fingerprint: str) -> bytes:
+    """A safetensors file with the base's fingerprint in its header (the library puts several entries in no order)."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"][_FINGERPRINT] = fingerprint
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def _apart(path: str, factor: LowRank) -> list[tuple[str, LowRank]]:
+    """A shared gate_up_proj as gate_proj and up_proj with the same A."""
+    if not path.endswith(".experts.gate_up_proj"):
+        return [(path, factor)]
+    names = (path.replace("gate_up_proj", part) for part in ("gate_proj", "up_proj"))
+    halves = factor.lora_B.chunk(2, dim=-2)
+    return [
+        (n, LowRank(factor.lora_A.data.clone(), half.data, factor.alpha, factor.rslora))
+        for n, half in zip(names, halves, strict=True)
+    ]
+
+
+def _to_peft(
+    path: str, factor: LowRank, stacked: bool, present: set[str]
+) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
+    """PEFT's (module, A [r, I], B [O, r]) for one of our parts."""
+    prefix, _, part = path.rpartition(".")
+    if not prefix.endswith(".experts"):
+        return [(path, factor.lora_A, factor.lora_B)]
+    if not stacked:
+        pairs = zip(factor.lora_A.unbind(0), factor.lora_B.unbind(0), strict=True)
+        return [(f"{prefix}.{expert}.{part}", A, B) for expert, (A, B) in enumerate(pairs)]
+    inner = part == "gate_up_proj" and f"{prefix}.down_proj" in present
+    A_rI = factor.lora_A.flatten(0, 1)
+    B_Or = factor.lora_B.permute(1, 2, 0).flatten(1)  # PEFT keeps the experts innermost here
+    return [(prefix + (".base_layer" if inner else ""), A_rI, B_Or)]
+
+
+def _config(model: Qwen3, factors: Factors, base: str | None, stacked: bool) -> dict[str, Any]:
+    ranks = Counter((factor.r, factor.alpha) for factor in factors.values())
+    r, alpha = ranks.most_common(1)[0][0]
+    others = {re.escape(path): factor for path, factor in factors.items() if (factor.r, factor.alpha) != (r, alpha)}
+    modules, parameters = _targets(model, factors, stacked)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": r,
+        "lora_alpha": _whole(alpha),
+        "lora_dropout": 0.0,
+        "use_rslora": next(iter(factors.values())).rslora,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "rank_pattern": {path: factor.r for path, factor in others.items()},
+        "alpha_pattern": {path: _whole(factor.alpha) for path, factor in others.items()},
+        "target_modules": modules,
+    } | ({"target_parameters": parameters} if parameters else {})
+
+
+def _targets(model: Qwen3, factors: Factors, stacked: bool) -> tuple[list[str], list[str]]:
+    """target_modules and target_parameters: a bare name where every part of that name is adapted, else whole paths."""
+    places = all_places(model)
+    modules, parameters = set(), set()
+    for path in factors:
+        part = path.rpartition(".")[2]
+        experts = ".experts." in path
+        alike = {p for p in places if p.endswith(f".{part}") and not (stacked and (".experts." in p) != experts)}
+        everywhere = alike <= factors.keys()
+        if experts and stacked:
+            parameters.add(f"mlp.experts.{part}" if everywhere else path)
+        elif not experts and ".mlp." in path and part != "gate" and model.config.num_experts:
+            parameters.add(f"{path}.weight")  # PEFT takes the bare names of a sparse model to mean its experts
+        elif everywhere:
+            modules.add(part)
+        else:
+            prefix = path.removesuffix(f".{part}")
+            experts_here = range(model.config.num_experts) if experts else ()
+            modules |= {f"{prefix}.{e}.{part}" for e in experts_here} or {path}
+    return sorted(modules), sorted(parameters)
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path.parent} is not an adapter folder: it has no {path.name}")
+    try:
+        config = read_json(path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); copy the adapter again") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise InputError(f"{path}: peft_type {kind!r} is not supported; only LORA adapters can be loaded")
+    missing = [key for key in ("r", "lora_alpha") if not isinstance(config.get(key), int | float)]
+    if missing:
+        raise InputError(f"{path}: {missing[0]} is missing; copy the adapter again")
+    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        raise InputError(
+            f"{path}: init_lora_weights {config['init_lora_weights']!r} changes the base as well; convert the adapter "
+            "to plain LoRA with PEFT first"
+        )
+    if config.get("bias", "none") != "none":
+        raise InputError(f"{path}: bias {config['bias']!r} is not supported; merge the adapter with PEFT instead")
+    strange = [key for key, value in config.items() if value and key not in _UNDERSTOOD]
+    if strange:
+        raise InputError(
+            f"{path}: {strange[0]} = {config[strange[0]]!r} is not supported; merge the adapter with PEFT instead"
+        )
+    return config
+
+
+def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}; save the adapter with PEFT's safetensors format")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            header = handle.metadata() or {}
+            return {key: handle.get_tensor(key) for key in handle.keys()}, header.get(_FINGERPRINT)  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); copy the adapter again") from None
+
+
+def _to_factors(model: Qwen3, tensors: dict[str, torch.Tensor], config: dict[str, Any], path: Path) -> Factors:
+    """Factors by our paths, every tensor used and of the right shape."""
+    places = all_places(model)
+    experts = model.config.num_experts
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _TENSOR.fullmatch(key)
+        if not match:
+            raise InputError(
+                f"{path}: tensor {key!r} is not a LoRA factor of a layer; merge the adapter with PEFT instead"
+            )
+        pairs.setdefault(match[1], {})[match[2]] = tensor.float()
+    stacks: dict[str, dict[int, LowRank]] = {}
+    for module, pair in pairs.items():
+        ours, expert = _ours(module, pairs, config)
+        place = places.get(ours)
+        if place is None:
+            raise InputError(
+                f"{path}: tensor {_PREFIX + module!r} has no counterpart here; this model can adapt "
+                f"{', '.join(sorted({p.part for p in places.values()}))} in {model.config.num_hidden_layers} layers"
+            )
+        stack = experts if ".experts." in ours and expert is None else 1
+        factor = _factor(module, pair, place, stack, config, path)
+        stacks.setdefault(ours, {})[-1 if expert is None else expert] = factor
+    return {ours: _stacked(ours, found, experts, path) for ours, found in stacks.items()}
+
+
+def _ours(module: str, pairs: dict[str, Any], config: dict[str, Any]) -> tuple[str, int | None]:
+    """Our path of PEFT's module, and which expert of the stack it is, None for all or where there are none."""
+    one = _ONE_EXPERT.fullmatch(module)
+    if one:
+        return one[1] + one[3], int(one[2])
+    everyone = _ALL_EXPERTS.fullmatch(module)
+    if not everyone:
+        return module, None
+    if everyone[2]:
+        return f"{everyone[1]}.gate_up_proj", None
+    names = config.get("target_parameters") or []
+    only_gate_up = f"{module}.base_layer" not in pairs and not any(n.rpartition(".")[2] == "down_proj" for n in names)
+    return f"{module}.{'gate_up_proj' if only_gate_up else 'down_proj'}", None
+
+
+def _factor(
+    module: str, pair: dict[str, torch.Tensor], place: Place, stack: int, config: dict[str, Any], path: Path
+) -> LowRank:
+    name = f"{module}.{place.part}" if _ALL_EXPERTS.fullmatch(module) else module
+    r = int(_by_pattern(config.get("rank_pattern"), name, config["r"]))
+    alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
+    wanted = {"A": (r * stack, place.inputs), "B": (place.outputs, r * stack)}
+    for side, shape in wanted.items():
+        if side not in pair:
+            raise InputError(f"{path}: tensor {f'{_PREFIX}{module}.lora_{side}.weight'!r} is missing; copy it again")
+        if pair[side].shape != shape:
+            raise InputError(
+                f"{path}: tensor {f'{_PREFIX}{module}.lora_{side}.weight'!r} has shape {tuple(pair[side].shape)}, rank "
+                f"{r} on this model needs {shape}; the adapter is for another base: "
+                f"{config.get('base_model_name_or_path') or 'its config names none'}"
+            )
+    A_rI, B_Or = pair["A"], pair["B"]
+    if stack > 1:
+        A_rI, B_Or = A_rI.unflatten(0, (stack, r)), B_Or.unflatten(1, (r, stack)).permute(2, 0, 1)
+    return LowRank(A_rI.contiguous(), B_Or.contiguous(), alpha, bool(config.get("use_rslora")))
+
+
+def _stacked(ours: str, found: dict[int, LowRank], experts: int, path: Path) -> LowRank:
+    if -1 in found and len(found) == 1:
+        return found[-1]
+    odd = sorted(set(range(experts)) ^ found.keys())
+    if odd:
+        raise InputError(
+            f"{path}: {ours} has factors for experts {sorted(found)}, this model has {experts}; wrong base"
+        )
+    if len({(factor.r, factor.alpha) for factor in found.values()}) > 1:
+        raise InputError(f"{path}: experts of {ours} differ in rank or alpha; merge the adapter with PEFT instead")
+    ordered = [found[expert] for expert in range(experts)]
+    A, B = (torch.stack([getattr(factor, side).data for factor in ordered]) for side in ("lora_A", "lora_B"))
+    return LowRank(A, B, ordered[0].alpha, ordered[0].rslora)
+
+
+def _by_pattern(patterns: dict[str, Any] | None, name: str, default: float) -> float:
+    """PEFT's rule: the first pattern that matches the end of the name, from a dot or its beginning on."""
+    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _check_complete(places: dict[str, Place], factors: Factors, config: dict[str, Any], path: Path) -> None:
+    """Every module that the configuration lists must have its tensors, as far as it lists them by name."""
+    if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+        return
+    modules = config.get("target_modules") or []
+    wanted: list[tuple[str, bool | None]]  # name, and whether it means experts where that is known
+    wanted = [] if isinstance(modules, str) else [(str(name), None) for name in modules]
+    wanted += [
+        (name.removesuffix(".weight"), not name.endswith(".weight")) for name in config.get("target_parameters") or []
+    ]
+    for name, experts in wanted:
+        plain = re.sub(r"\.experts\.\d+\.", ".experts.", name)
+        meant = [p for p in places if (p == plain or p.endswith(f".{plain}")) and experts in (None, ".experts." in p)]
+        if not meant:
+            raise InputError(f"{path.parent / CONFIG}: target {name!r} is no module of this model; wrong base")
+        absent = [p for p in meant if p not in factors]
+        if absent:
+            raise InputError(f"{path}: no tensors for {absent[0]}, which {CONFIG} lists as {name!r}; copy it again")

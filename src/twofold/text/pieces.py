@@ -1,0 +1,247 @@
+"""A conversation as stretches of text, each with its role, part and loss weight, for every template family.
+
+This is the chat format itself, and it needs no tokenizer: the text of the pieces in order is the rendered text.
+Structure that may become control tokens is marked; everything from outside is data. Not here: encoding and loss
+weights token by token (``chat.py``), and checking conversations (``messages.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from twofold.base.records import InputError, Message
+from twofold.text.messages import TurnWeights, dump_json
+from twofold.text.policy import ChatPolicy
+
+Tools = Sequence[Mapping[str, Any]]
+
+_CONTROLS = re.compile(r"(<\|im_start\|>|<\|im_end\|>|</?think>|</?tool_call>|</?tool_response>)")
+_EMPTY_BLOCK = "<think>\n\n</think>\n\n"
+_TOOLS_HEAD = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
+_TOOLS_TAIL = (
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
+    "within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+)
+SILENT = TurnWeights(0.0, 0.0, 0.0)
+
+
+class Piece(NamedTuple):
+    """A stretch of text with one role, part and weight; ``control`` marks a single control token of the template."""
+
+    text: str
+    role: str
+    part: str
+    weight: float = 0.0
+    control: bool = False
+
+
+def text_of(pieces: Sequence[Piece]) -> str:
+    """The rendered text."""
+    return "".join([piece.text for piece in pieces])
+
+
+def check_fits(policy: ChatPolicy, messages: Sequence[Message], tools: Tools | None) -> None:
+    """Raise InputError if the family has no place for something the conversation brings."""
+    if policy.spec.tools:
+        return
+    if tools:
+        raise InputError(f"tools: template family {policy.family!r} cannot show tools; leave them out")
+    for index, message in enumerate(messages):
+        if message.tool_calls:
+            raise InputError(
+                f"messages[{index}].tool_calls: template family {policy.family!r} cannot show calls; "
+                "write them into content, or choose another family"
+            )
+
+
+def conversation(
+    policy: ChatPolicy,
+    messages: Sequence[Message],
+    tools: Tools | None,
+    weights: Sequence[TurnWeights],
+    empty_weight: float,
+) -> list[Piece]:
+    """Every turn, as the template shows it.
+
+    Args:
+        policy, messages, tools: what is shown; ``messages`` have been checked.
+        weights: one for each message (those of assistant turns count).
+        empty_weight: loss weight of empty think blocks in turns whose reasoning has weight 1.
+    """
+    pieces = _system_block(policy, messages, tools)
+    query = _last_query(messages) if policy.spec.thinks else -1
+    last = len(messages) - 1
+    for index, message in enumerate(messages):
+        if message.role == "assistant":
+            pieces += _header("assistant", "assistant")
+            pieces += _shown_turn(policy, message, index > query, index == last, weights[index], empty_weight)
+            pieces.append(Piece("\n", "assistant", "header"))
+        elif message.role == "tool" and policy.spec.tools:
+            first = index == 0 or messages[index - 1].role != "tool"
+            pieces += _tool_result(message.content, first, index == last or messages[index + 1].role != "tool")
+        elif message.role != "system" or index > 0:
+            pieces += _header(message.role, message.role)
+            pieces.append(Piece(message.content, message.role, "text"))
+            pieces += _turn_end(message.role)
+    return pieces
+
+
+def generation_prompt(policy: ChatPolicy, thinking: bool, empty_weight: float = 0.0) -> list[Piece]:
+    """The header of a new assistant turn, with what the family supplies of its think block.
+
+    Raises:
+        InputError: thinking is to be off in a family that always thinks.
+    """
+    pieces = list(_header("assistant", "assistant"))
+    prompt = policy.spec.prompt
+    if prompt == "open":
+        if not thinking:
+            raise InputError("thinking=False: this model always thinks; use a hybrid or an instruct model")
+        pieces += _template("<think>\n", "assistant", "reasoning")
+    elif prompt == "closed" or (prompt == "switch" and not thinking):
+        pieces += _template(_EMPTY_BLOCK, "assistant", "empty_think", empty_weight)
+    return pieces
+
+
+def view(
+    policy: ChatPolicy,
+    messages: Sequence[Message],
+    tools: Tools | None,
+    index: int,
+    weights: TurnWeights,
+    empty_weight: float,
+    empty_trained: bool,
+) -> tuple[list[Piece], list[Piece]]:
+    """The prompt that a server would see before turn ``index``, and the turn as the model would write it.
+
+    Raises:
+        InputError: the turn has reasoning, which a prompt of this family leaves no room for.
+    """
+    message, spec = messages[index], policy.spec
+    thought = (message.reasoning or "").strip("\n")
+    if thought and spec.prompt in ("plain", "closed"):
+        raise InputError(
+            f"messages[{index}].reasoning: template family {policy.family!r} has no think block to train; "
+            "leave the reasoning out, or choose the family 'hybrid' or 'thinking'"
+        )
+    prompt = conversation(policy, messages[:index], tools, [SILENT] * index, 0.0)
+    writes_block = spec.prompt == "open" or (spec.prompt == "switch" and (empty_trained or bool(thought)))
+    prompt += generation_prompt(policy, writes_block, empty_weight * weights.reasoning)
+    reply = _think_block(policy, thought, weights.reasoning, empty_weight) if writes_block else []
+    if spec.prompt == "open":
+        reply = reply[2:]  # the prompt has the opening tag and its newline
+    content = message.content.lstrip("\n") if spec.thinks else message.content
+    return prompt, reply + _reply(message, content, weights)
+
+
+def tool_results(results: Sequence[str]) -> list[Piece]:
+    """Tool results as one user turn."""
+    pieces: list[Piece] = []
+    for index, result in enumerate(results):
+        pieces += _tool_result(result, index == 0, index == len(results) - 1)
+    return pieces
+
+
+def _last_query(messages: Sequence[Message]) -> int:
+    """Index of the last user turn that is not a wrapped tool result; the last index if there is none."""
+    for index in range(len(messages) - 1, -1, -1):
+        if messages[index].role == "user":
+            content = messages[index].content
+            if not (content.startswith("<tool_response>") and content.endswith("</tool_response>")):
+                return index
+    return len(messages) - 1
+
+
+@lru_cache(maxsize=1024)
+def _template(text: str, role: str, part: str, weight: float = 0.0) -> tuple[Piece, ...]:
+    """Pieces of text the template itself writes: spellings of control tokens are control tokens."""
+    split = [fragment for fragment in _CONTROLS.split(text) if fragment]
+    return tuple(Piece(s, role, part, weight, _CONTROLS.fullmatch(s) is not None) for s in split)
+
+
+def _header(name: str, role: str) -> tuple[Piece, ...]:
+    return _template(f"<|im_start|>{name}\n", role, "header")
+
+
+def _turn_end(role: str) -> tuple[Piece, ...]:
+    return (Piece("<|im_end|>", role, "eot", 0.0, True), Piece("\n", role, "header"))
+
+
+def _system_block(policy: ChatPolicy, messages: Sequence[Message], tools: Tools | None) -> list[Piece]:
+    system = messages[0].content if messages and messages[0].role == "system" else policy.system
+    if not tools and system is None:
+        return []
+    pieces = list(_header("system", "system"))
+    if system is not None:
+        pieces.append(Piece(system, "system", "text"))
+    if tools:
+        gap = "\n\n" if system is not None else ""
+        pieces += _template(gap + _TOOLS_HEAD, "system", "text")
+        dumps = [dump_json(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+        pieces.append(Piece("".join("\n" + dump for dump in dumps), "system", "text"))
+        pieces += _template(_TOOLS_TAIL, "system", "text")
+    pieces += _turn_end("system")
+    return pieces
+
+
+def _shown_turn(
+    policy: ChatPolicy, message: Message, after_query: bool, last: bool, weights: TurnWeights, empty_weight: float
+) -> list[Piece]:
+    """An assistant turn of a rendered conversation, after its header."""
+    if not policy.spec.thinks:
+        return _reply(message, message.content, weights)
+    keep = policy.history_thinking == "keep"
+    if keep or (after_query and (last or bool(message.reasoning))):
+        thought = (message.reasoning or "").strip("\n")
+        block = _think_block(policy, thought, weights.reasoning, empty_weight)
+        return block + _reply(message, message.content.lstrip("\n"), weights)
+    # Sampled, this turn would have had a block: trained like this it would teach what never happens.
+    return _reply(message, message.content, SILENT)
+
+
+def _think_block(policy: ChatPolicy, thought: str, weight: float, empty_weight: float) -> list[Piece]:
+    if not thought:
+        if policy.spec.prompt != "open":
+            return list(_template(_EMPTY_BLOCK, "assistant", "empty_think", empty_weight * weight))
+        head = _template("<think>\n", "assistant", "empty_think")
+        return [*head, *_template("\n</think>\n\n", "assistant", "empty_think", empty_weight * weight)]
+    if policy.spec.prompt == "closed":
+        weight = 0.0  # no prompt of this family leaves room for a thought
+    opening = 0.0 if policy.spec.prompt == "open" else weight
+    return [
+        *_template("<think>\n", "assistant", "reasoning", opening),
+        Piece(thought, "assistant", "reasoning", weight),
+        *_template("\n</think>\n\n", "assistant", "reasoning", weight),
+    ]
+
+
+def _reply(message: Message, content: str, weights: TurnWeights) -> list[Piece]:
+    """Content, calls and ``<|im_end|>`` of an assistant turn."""
+    pieces = [Piece(content, "assistant", "content", weights.content)]
+    for number, call in enumerate(message.tool_calls):
+        # The template asks whether the content is non-empty before it strips leading newlines from it.
+        gap = "\n" if number or message.content else ""
+        arguments = dump_json(call.arguments, f"tool_calls[{number}].arguments")
+        pieces += _template(gap + "<tool_call>", "assistant", "call", weights.calls)
+        body = f'\n{{"name": "{call.name}", "arguments": {arguments}}}\n'
+        pieces.append(Piece(body, "assistant", "call", weights.calls))
+        pieces += _template("</tool_call>", "assistant", "call", weights.calls)
+    pieces.append(Piece("<|im_end|>", "assistant", "eot", weights.end(message), True))
+    return pieces
+
+
+def _tool_result(content: str, first: bool, last: bool) -> list[Piece]:
+    pieces = list(_template("<|im_start|>user", "tool", "header")) if first else []
+    pieces += _template("\n<tool_response>\n", "tool", "header")
+    pieces.append(Piece(content, "tool", "text"))
+    pieces += _template("\n</tool_response>", "tool", "header")
+    if last:
+        pieces += _turn_end("tool")
+    return pieces

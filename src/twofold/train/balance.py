@@ -1,0 +1,121 @@
+"""The load of experts: the balancing loss over all micro-batches of an optimiser step, and an alarm for dead experts.
+
+Qwen3 balances over the global batch (arXiv 2501.11873): an expert's share f of the assignments is counted over the
+whole step, not over each micro-batch. f carries no gradient but is a factor of it, so it must be known before the
+first backward pass; where a step has several micro-batches they are routed once beforehand, without gradient, at the
+price of one more forward pass. Batches are flat streams, so there is no padding to leave out.
+
+Not here: routing (``ops/reference.py``) and what the loss is weighed against (``objectives.py``).
+Shape legend: T tokens of a micro-batch, L MoE layers, E experts, k experts per token.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from twofold.base.batch import TokenBatch
+from twofold.model.attn_inputs import AttnInputs
+from twofold.model.qwen3 import Qwen3, Routing
+from twofold.ops.reference import load_balancing_loss
+
+Scope = Literal["global", "source"]
+DEAD_STEPS = 20  # steps without one token after which an expert is reported
+
+
+class ExpertLoad:
+    """Assignments by layer and expert in the current step, and for how many steps each expert has had none.
+
+    ``scope`` "global" takes shares over the whole step; "source" takes them for each source of a micro-batch by
+    itself, which is what micro-batch balancing amounts to when a micro-batch holds one kind of text.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._known_LE: torch.Tensor | None = None  # of the whole step, counted before its first backward pass
+        self._seen_LE: torch.Tensor | None = None  # of the micro-batches so far
+        self._idle_LE: torch.Tensor | None = None  # steps in a row without a token
+        self._layers: list[int] = []
+
+    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch], loss: bool) -> None:
+        """Start a step; with ``loss``, count over several micro-batches what their losses need to know."""
+        self._seen_LE = self._known_LE = None
+        self._layers = [i for i in range(model.config.num_hidden_layers) if model.config.is_moe_layer(i)]
+        if loss and self.scope == "global" and len(batches) > 1:
+            self._known_LE = over_step([_routed(model, batch) for batch in batches])
+
+    def add(self, routing: Routing) -> None:
+        """Count a micro-batch's assignments towards the step's metrics."""
+        counts_LE = assignments(routing)
+        self._seen_LE = counts_LE if self._seen_LE is None else self._seen_LE + counts_LE
+
+    def loss(self, routing: Routing, batch: TokenBatch) -> torch.Tensor:
+        """Sum over the micro-batch's tokens, mean over MoE layers, of E * sum(f * p): 1 a token at perfect balance.
+
+        Divided by the tokens of the whole step, the sum over its micro-batches is ``load_balancing_loss`` of one
+        batch with all of them, and so is the gradient. Without ``begin_step`` the micro-batch is the whole step.
+        """
+        if self.scope == "source":
+            lengths = torch.tensor(batch.cu_seqlens).diff()
+            source_T = torch.tensor(batch.source_S).repeat_interleave(lengths)
+            groups = [(source_T == source).nonzero().flatten() for source in sorted(set(batch.source_S))]
+            parts = [
+                Routing([p[group] for p in routing.probs], [ids[group] for ids in routing.ids]) for group in groups
+            ]
+        else:
+            parts = [routing]
+        terms = []
+        for part in parts:
+            counts_LE = self._known_LE if self._known_LE is not None else over_step([assignments(part)])
+            share_LE = counts_LE / counts_LE.sum(-1, keepdim=True)
+            terms += [load_balancing_loss(f_E, p_TE.sum(0)) for f_E, p_TE in zip(share_LE, part.probs, strict=True)]
+        return torch.stack(terms).sum() / len(routing.probs)
+
+    def end_step(self) -> dict[str, float]:
+        """Largest load of each layer (1 = an even share) and of all, experts without a token; warns of dead ones.
+
+        The count of idle steps is not part of a checkpoint: after a resume it begins again.
+        """
+        if self._seen_LE is None:
+            return {}
+        counts_LE = over_step([self._seen_LE])
+        load_LE = counts_LE / counts_LE.sum(-1, keepdim=True) * counts_LE.shape[1]
+        largest = dict(zip(self._layers, load_LE.amax(-1).tolist(), strict=True))
+        self._watch(counts_LE == 0)
+        self._seen_LE = self._known_LE = None
+        by_layer = {f"max_expert_load/layer_{layer}": load for layer, load in largest.items()}
+        return {"max_expert_load": max(largest.values()), "dead_experts": float((counts_LE == 0).sum())} | by_layer
+
+    def _watch(self, without_LE: torch.Tensor) -> None:
+        idle_LE = self._idle_LE if self._idle_LE is not None else torch.zeros_like(without_LE, dtype=torch.int64)
+        self._idle_LE = (idle_LE + 1) * without_LE
+        for layer, idle_E in zip(self._layers, self._idle_LE, strict=True):
+            dead = (idle_E == DEAD_STEPS).nonzero().flatten().tolist()  # once for each time an expert dies
+            if dead:
+                warnings.warn(
+                    f"layer {layer}: no token has reached expert {', '.join(map(str, dead))} for {DEAD_STEPS} steps; "
+                    f"raise `balance` or lower the learning rate",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+
+def assignments(routing: Routing) -> torch.Tensor:
+    """How often each expert was chosen, int64 [L, E]."""
+    pairs = zip(routing.ids, routing.probs, strict=True)
+    return torch.stack([torch.bincount(ids_Tk.flatten(), minlength=p_TE.shape[1]) for ids_Tk, p_TE in pairs])
+
+
+def over_step(counts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Counts of a whole step from those of its parts: the one place where they are added up."""
+    return torch.stack(list(counts)).sum(0)
+
+
+@torch.no_grad()
+def _routed(model: Qwen3, batch: TokenBatch) -> torch.Tensor:
+    routing = Routing()
+    model(batch.tokens_T, batch.positions_T, AttnInputs.packed(batch.cu_seqlens), routing)
+    return assignments(routing)

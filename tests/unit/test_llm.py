@@ -1,0 +1,138 @@
+"""The public face: one small model as a folder and as a GGUF file; parameters, defaults and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import twofold
+from twofold.base.records import InputError, SamplingParams
+from twofold.llm import LLM
+from twofold.model.config import ModelConfig
+from twofold.model.gguf_write import save_gguf
+from twofold.model.hf_config import write_generation_config
+from twofold.model.qwen3 import Qwen3
+from twofold.model.weights import save_weights
+from twofold.recipes.pretrain import save_model
+from twofold.text.chat import ChatPolicy
+from twofold.text.tokenizer import Tokenizer
+
+ASK = [{"role": "user", "content": "sum mod 10: E1 B5"}]
+GREEDY = SamplingParams(0.0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen3:
+    tokenizer = Tokenizer.train(TEXTS, 330)
+    model = Qwen3(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size + 6, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16, rms_norm_eps=1e-6, rope_theta=1e4,
+            max_position_embeddings=160, tie_word_embeddings=True, initializer_range=0.3,
+        )
+    )  # fmt: skip
+    model.init_weights(4)
+    return model
+
+
+TEXTS = ["sum mod 10: E1 B5 user assistant calc 37*48 0123456789 /think /no_think"] * 4
+
+
+@pytest.fixture(scope="module")
+def folder(model: Qwen3, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llm")
+    save_model(model, Tokenizer.train(TEXTS, 330), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> LLM:
+    return LLM(folder)
+
+
+def test_the_package_offers_it() -> None:
+    assert twofold.LLM is LLM and twofold.SamplingParams is SamplingParams
+    with pytest.raises(AttributeError, match="has no attribute 'LMM'"):
+        _ = twofold.LMM
+
+
+def test_chat_keeps_the_budget_and_counts(llm: LLM) -> None:
+    out = llm.chat(ASK, thinking_budget=5, max_tokens=80, temperature=1.0, seed=3)
+    assert out.usage.prompt_tokens == len(llm.renderer.prompt_ids(ASK))
+    assert out.usage.completion_tokens == len(out.token_ids) == len(out.logprobs) == len(out.forced)
+    assert out.usage.reasoning_tokens <= 5
+    assert out.finish_reason in ("stop", "length")
+
+
+def test_stream_gives_the_pieces_of_chat(llm: LLM) -> None:
+    settings = {"max_tokens": 40, "temperature": 1.0, "seed": 5}
+    whole = llm.chat(ASK, **settings)
+    pieces = list(llm.stream(ASK, **settings))
+    assert "".join(piece.text for piece in pieces if piece.kind == "content") == whole.content
+
+
+def test_padded_rows_are_never_sampled(llm: LLM) -> None:
+    """T31: the embedding has rows that the tokenizer has no token for."""
+    out = llm.generate([[5, 6, 7]], SamplingParams(5.0, max_tokens=100, n=4))
+    assert max(max(c.token_ids) for c in out) < llm.tokenizer.vocab_size
+
+
+def test_score_is_generate_looked_back_upon(llm: LLM) -> None:
+    prompt = [5, 9, 7]
+    [done] = llm.generate([prompt], GREEDY)
+    [scores] = llm.score([prompt + done.token_ids])
+    torch.testing.assert_close(scores[2:], torch.tensor(done.logprobs), atol=1e-5, rtol=1e-5)
+
+
+def test_defaults_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    save_model(LLM(folder).model, LLM(folder).tokenizer, tmp_path)
+    write_generation_config(tmp_path, {"do_sample": False, "eos_token_id": 7})
+    llm = LLM(tmp_path)
+    assert llm.engine.eos_ids == (7,)
+    assert llm.chat(ASK, max_tokens=9).token_ids == llm.chat(ASK, max_tokens=9, seed=99).token_ids  # greedy
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda llm: llm.chat(ASK, temprature=1), "unknown sampling parameter 'temprature'"),
+        (lambda llm: llm.chat(ASK, temperature=-1), "temperature must be >= 0"),
+        (lambda llm: llm.chat([]), "messages is empty"),
+        (lambda llm: llm.chat([{"role": "user", "content": "E1 B5 " * 200}]), "the model's context 160"),
+        (lambda llm: llm.generate([[]]), "empty prompt"),
+        (lambda llm: llm.score([[1]]), "at least 2"),
+    ],
+)
+def test_bad_input_is_named(llm: LLM, call: Callable[[LLM], object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        call(llm)
+
+
+def test_a_folder_without_a_template_still_scores(model: Qwen3, tmp_path: Path) -> None:
+    save_weights(model, tmp_path)
+    Tokenizer.train(TEXTS, 330).save(tmp_path, "")
+    (tmp_path / "chat_template.jinja").unlink()
+    llm = LLM(tmp_path)
+    assert len(llm.score([[3, 4, 5]])[0]) == 2
+    with pytest.raises(InputError, match="choose a family"):
+        llm.chat(ASK)
+    assert LLM(tmp_path, policy=ChatPolicy()).chat(ASK, max_tokens=4).usage.completion_tokens <= 4
+
+
+def test_a_gguf_file_answers_as_its_folder_does(llm: LLM, model: Qwen3, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    path = tmp_path / "small.gguf"
+    save_gguf(model, llm.tokenizer, path, "f32", llm.renderer.chat_template, "small")
+    other = LLM(path)
+    assert other.renderer.prompt_ids(ASK) == llm.renderer.prompt_ids(ASK)
+    settings = {"max_tokens": 24, "temperature": 0.0, "thinking_budget": 8}
+    assert other.chat(ASK, **settings).token_ids == llm.chat(ASK, **settings).token_ids
+
+
+def test_exact_attention_and_long_context_are_settings(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "twofold"):
+        assert LLM(folder, exact=True).model.attention_dtype == torch.float64
+    assert "computing in torch.float32 (" in caplog.text

@@ -1,0 +1,103 @@
+"""twofold inspect, export and data view, from the command line to the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from twofold import cli
+from twofold.llm import LLM
+from twofold.model.config import ModelConfig
+from twofold.model.lora import LoraConfig, attach
+from twofold.model.peft_io import save_adapter
+from twofold.model.qwen3 import Qwen3
+from twofold.recipes.pretrain import save_model
+from twofold.text.tokenizer import Tokenizer
+
+TEXTS = ["sum mod 10: E1 B5 user assistant 0123456789 /think /no_think"] * 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = Tokenizer.train(TEXTS, 330)
+    model = Qwen3(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16, rms_norm_eps=1e-6, rope_theta=1e4,
+            max_position_embeddings=160, tie_word_embeddings=True, initializer_range=0.2,
+        )
+    )  # fmt: skip
+    model.init_weights(1)
+    folder = tmp_path_factory.mktemp("runs") / "fusion"
+    save_model(model, tokenizer, folder)
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_inspect_says_what_a_checkpoint_is(folder: Path) -> None:
+    for place in (folder, folder.parent):  # a run folder stands for its last model
+        shown = run("inspect", place, "--context", 100, "--batch", 2)
+        assert "qwen3, dense" in shown and "F32" in shown and "2 x 100 tokens" in shown
+        assert "thinking on and off" in shown
+
+
+def test_inspect_reads_headers_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twofold.model.weights.FolderSource.read_into", lambda *_: 1 / 0)
+    assert "qwen3" in run("inspect", folder)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("hf", "f32"), ("hf16", "bf16"), ("small.gguf", "f16")])
+def test_export_writes_a_model_that_loads(folder: Path, tmp_path: Path, name: str, kind: str) -> None:
+    if name.endswith(".gguf"):
+        pytest.importorskip("gguf")
+    out = tmp_path / name
+    assert "MB" in run("export", folder, out, "--type", kind)
+    ours, theirs = LLM(folder), LLM(out)
+    weight = ours.model.model.layers[0].self_attn.qkv_proj.weight
+    rounded = weight.to({"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[kind]).float()
+    assert torch.equal(theirs.model.model.layers[0].self_attn.qkv_proj.weight, rounded)
+    ask = [{"role": "user", "content": "sum mod 10: E1"}]
+    assert theirs.renderer.prompt_ids(ask) == ours.renderer.prompt_ids(ask)
+
+
+def test_export_merges_an_adapter(folder: Path, tmp_path: Path) -> None:
+    llm = LLM(folder)
+    attach(llm.model, "new", LoraConfig(r=2, alpha=4, targets=("q_proj", "down_proj")))
+    with torch.no_grad():
+        for name, parameter in llm.model.named_parameters():
+            if ".adapters." in name:
+                parameter.normal_(0, 0.1)
+    save_adapter(llm.model, "new", tmp_path / "adapter")
+    want = llm.score([[5, 6, 7, 8]])[0]
+    run("export", folder, tmp_path / "merged", "--type", "f32", "--adapter", tmp_path / "adapter")
+    torch.testing.assert_close(LLM(tmp_path / "merged").score([[5, 6, 7, 8]])[0], want, atol=1e-5, rtol=1e-5)
+
+
+def test_export_refuses(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("mine")
+    assert "exists already" in run("export", folder, tmp_path / "there", code=1)
+    assert "use one of f32, f16, bf16; q8_0 and q4_0 need" in run(
+        "export", folder, tmp_path / "x", "--type", "q8_0", code=1
+    )
+    assert "does not exist" in run("export", tmp_path / "nowhere", tmp_path / "x", code=1)
+
+
+def test_data_view_on_the_terminal_and_as_a_page(folder: Path, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "sum"}, {"role": "assistant", "content": "B5"}]}]
+    file, page = tmp_path / "chats.jsonl", tmp_path / "chats.html"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "B·5" in run("data", "view", file, "--model", folder)
+    run("data", "view", file, "--model", folder, "--html", page)
+    assert "<html" in page.read_text() and "assistant" in page.read_text()
+    file.write_text("{broken\n")
+    assert "error:" in run("data", "view", file, "--model", folder, code=1)

@@ -1,0 +1,172 @@
+"""Tokenizers through GGUF metadata: the official one to the letter, added tokens and padding, every named split."""
+
+from __future__ import annotations
+
+import json
+import os
+import pydoc_data.topics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from twofold.base.records import InputError
+from twofold.model.gguf_file import read_metadata
+from twofold.text import gguf_tokenizer
+from twofold.text.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, gguf_vocabulary, tokenizer_from_gguf
+from twofold.text.tokenizer import Tokenizer
+
+TEXTS = [
+    "Hello, world! they'LL go 12345 3.14159",
+    "你好，世界 naïve cafe\u0301 🙂 Привет мир مرحبا שלום 안녕하세요 नमस्ते",
+    "def f(x):\n    return {'a': x**2}\r\n\r\n\t# end  \n \n",
+    "  two   spaces \n\n$a+b=<c>^d~|e| ½ Ⅷ <|im_end|><think>",
+]
+
+
+def asset(name: str) -> Path:
+    """A file of the folder that TWOFOLD_ASSETS names; the test skips without it."""
+    path = Path(os.environ.get("TWOFOLD_ASSETS", "/nonexistent")) / name
+    if not path.is_file():
+        pytest.skip(f"needs {name} in the folder named by TWOFOLD_ASSETS")
+    return path
+
+
+def test_ours_comes_back_to_the_letter(tokenizer: Tokenizer) -> None:
+    metadata = gguf_vocabulary(tokenizer, tokenizer.vocab_size + 5)
+    back = tokenizer_from_gguf(metadata, "x")
+    assert back.vocab_size == tokenizer.vocab_size and back.structure == tokenizer.structure
+    assert [back.is_special(i) for i in back.structure] == [tokenizer.is_special(i) for i in tokenizer.structure]
+    for text in TEXTS:
+        assert back.encode(text) == tokenizer.encode(text)
+        assert back.encode_with_special(text) == tokenizer.encode_with_special(text)
+    assert gguf_vocabulary(back, tokenizer.vocab_size + 5) == metadata
+
+
+def test_metadata_is_what_llama_cpp_expects(tokenizer: Tokenizer) -> None:
+    size = tokenizer.vocab_size
+    metadata = gguf_vocabulary(tokenizer, size + 2)
+    values = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    assert (values["model"], values["pre"], values["add_bos_token"]) == ("gpt2", "qwen2", False)
+    assert values["tokens"][-3:] == ["</think>", f"[PAD{size}]", f"[PAD{size + 1}]"]
+    kinds = values["token_type"]
+    assert kinds[-3:] == [USER_DEFINED, UNUSED, UNUSED] and kinds[0] == NORMAL
+    assert kinds[tokenizer.im_end] == CONTROL and len(kinds) == size + 2
+    assert values["eos_token_id"] == tokenizer.im_end
+    assert values["bos_token_id"] == values["padding_token_id"] == tokenizer.endoftext
+    with pytest.raises(InputError, match=f"{size} tokens and the embedding {size - 1} rows; they are not a pair"):
+        gguf_vocabulary(tokenizer, size - 1)
+
+
+def test_added_tokens_anywhere_keep_their_ids(tokenizer: Tokenizer) -> None:
+    """As in SmolLM, whose control tokens come first, and with unused rows in between."""
+    metadata = gguf_vocabulary(tokenizer, tokenizer.vocab_size)
+    front, padding = ["<|im_start|>", "<|im_end|>", "<pad"], ["[PAD3]", "[PAD4]"]
+    rest = [t for t in metadata["tokenizer.ggml.tokens"] if t not in front]
+    kinds = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"], strict=True))
+    metadata["tokenizer.ggml.tokens"] = front + padding + rest
+    metadata["tokenizer.ggml.token_type"] = [CONTROL, CONTROL, USER_DEFINED, UNUSED, UNUSED, *map(kinds.get, rest)]
+    found = tokenizer_from_gguf(metadata, "x")
+    assert (found.token_id("<|im_end|>"), found.token_id("<pad"), found.control_id("<pad")) == (1, 2, 2)
+    assert found.is_special(1) and not found.is_special(2) and found.control_id("[PAD3]") is None
+    ids = found.encode_with_special("the<|im_end|><pad fox")
+    assert 1 in ids and 2 in ids and found.decode(ids) == "the<|im_end|><pad fox"
+    assert not {0, 1, 2} & set(found.encode("the<|im_end|><pad fox"))
+    shift = {found.token_bytes(i) for i in found.encode(TEXTS[0])}
+    assert shift == {tokenizer.token_bytes(i) for i in tokenizer.encode(TEXTS[0])}
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("qwen2", "they'LL  1234 a.b", ["they", "'LL", " ", " ", "1", "2", "3", "4", " a", ".b"]),
+        ("deepseek-r1-qwen", "1234", ["1", "2", "3", "4"]),
+        ("llama-bpe", "they'LL  1234 a.b", ["they", "'LL", " ", " ", "123", "4", " a", ".b"]),
+        ("llama3", "1234", ["123", "4"]),
+        ("smollm", "they'll  1234 a.b", ["they", "'ll", "  ", "1", "2", "3", "4", " a", ".", "b"]),
+        ("gpt-2", "they'll  1234 a.b", ["they", "'ll", " ", " 1234", " a", ".", "b"]),
+        ("default", "they'll  1234 a.b", ["they", "'", "ll", " ", " ", "123", "4", " a", ".", "b"]),
+    ],
+)
+def test_splits(pre: str, text: str, pieces: list[str], tokenizer: Tokenizer) -> None:
+    metadata = gguf_vocabulary(tokenizer, tokenizer.vocab_size) | {"tokenizer.ggml.pre": pre}
+    backend = tokenizer_from_gguf(metadata, "x")._full
+    cut = [piece.replace("Ġ", " ") for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    assert cut == pieces
+    name = gguf_vocabulary(tokenizer_from_gguf(metadata, "x"), tokenizer.vocab_size)["tokenizer.ggml.pre"]
+    assert name == gguf_tokenizer._ALIASES.get(pre, pre)
+
+
+def test_the_library_s_own_spellings_of_a_split_are_recognised() -> None:
+    def named(*parts: Any, ignore_merges: bool = False) -> str:
+        alphabet = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=alphabet, merges=[], ignore_merges=ignore_merges))
+        backend.pre_tokenizer = pre_tokenizers.Sequence(list(parts))
+        backend.decoder = decoders.ByteLevel()
+        return str(gguf_vocabulary(Tokenizer(backend), 256)["tokenizer.ggml.pre"])
+
+    assert named(pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)) == "smollm"
+    assert named(pre_tokenizers.ByteLevel(add_prefix_space=False)) == "gpt-2"
+    for parts in ([pre_tokenizers.Whitespace()], [pre_tokenizers.ByteLevel(add_prefix_space=True)]):
+        with pytest.raises(
+            InputError, match=r"llama\.cpp has no name for this tokenizer's way to split text; only those of"
+        ):
+            named(*parts)
+    with pytest.raises(InputError, match="no name"):
+        named(pre_tokenizers.ByteLevel(add_prefix_space=False), ignore_merges=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(model="llama"), "tokenizer.ggml.model 'llama' is not supported, only 'gpt2'"),
+        (dict(pre="viking"), "'viking' is not supported; known: qwen2, llama-bpe, smollm, gpt-2, default, llama3"),
+        (dict(pre=None), "tokenizer.ggml.pre is missing"),
+        (dict(merges=None), "tokenizer.ggml.merges is missing"),
+        (dict(token_type=[1, 1]), "tokens but 2 token types"),
+        (dict(merges=["a zzz"]), "tokens and merges do not fit together"),
+        (dict(merges=["azzz"]), "tokens and merges do not fit together"),
+    ],
+)
+def test_metadata_that_does_not_fit(change: dict[str, Any], message: str, tokenizer: Tokenizer) -> None:
+    metadata = gguf_vocabulary(tokenizer, tokenizer.vocab_size)
+    metadata |= {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+    with pytest.raises(InputError) as caught:
+        tokenizer_from_gguf(metadata, "model.gguf")
+    assert str(caught.value).startswith("model.gguf: ") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_token_that_stands_twice_is_refused(tokenizer: Tokenizer) -> None:
+    metadata = gguf_vocabulary(tokenizer, tokenizer.vocab_size)
+    metadata["tokenizer.ggml.tokens"][3] = metadata["tokenizer.ggml.tokens"][4]
+    with pytest.raises(InputError, match=r"twice in the vocabulary|do not fit together"):
+        tokenizer_from_gguf(metadata, "x")
+
+
+@pytest.fixture(scope="module")
+def official() -> Tokenizer:
+    return Tokenizer.from_folder(asset("package/models/tokenizer.json").parent)
+
+
+@pytest.mark.slow
+def test_the_official_tokenizer_comes_back_to_the_letter(official: Tokenizer) -> None:
+    metadata = gguf_vocabulary(official, 151936)
+    assert len(metadata["tokenizer.ggml.merges"]) == 151387
+    assert tokenizer_from_gguf(json.loads(json.dumps(metadata)), "x").digest == official.digest
+
+
+@pytest.mark.slow
+def test_the_coder_file_has_the_official_ids(official: Tokenizer) -> None:
+    """Qwen2.5's vocabulary is Qwen3's but for four added tokens, and its fill-in-the-middle tokens are special."""
+    metadata = read_metadata(asset("qwen2.5-coder-0.5b-q4_k_m.gguf"))
+    found = tokenizer_from_gguf(metadata, "coder")
+    assert found.vocab_size == 151665
+    missing = ["<tool_response>", "</tool_response>", "<think>", "</think>"]
+    assert found.structure == {i: t for i, t in official.structure.items() if t not in missing}
+    texts = TEXTS + list(pydoc_data.topics.topics.values()) + [Path(json.__file__).read_text(encoding="utf-8")]
+    assert found.encode_batch(texts) == official.encode_batch(texts)
+    chat = "<|im_start|>user\nhi 12<|im_end|>\n<|im_start|>assistant\n"
+    assert found.encode_with_special(chat) == official.encode_with_special(chat)
