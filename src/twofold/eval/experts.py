@@ -26,7 +26,7 @@ def routing_counts(model: Qwen3, documents: Sequence[Sequence[int]]) -> torch.Te
     lengths = [len(document) for document in documents]
     routing = Routing()
     tokens = torch.tensor([token for document in documents for token in document])
-    model(tokens, positions(lengths), AttnInputs.packed(boundaries(lengths)), routing)
+    model(tokens, positions(lengths), AttnInputs.packed(boundaries(lengths), tokens.device), routing)
     experts = model.config.num_experts
     layers = []
     for ids_Tk in routing.ids:

@@ -21,7 +21,7 @@ from twofold.ops import loss as ops
 @torch.no_grad()
 def token_nats(model: Qwen3, batch: TokenBatch) -> torch.Tensor:
     """Negative log-likelihood in nats of each target of the batch, fp32 [T]."""
-    hidden = model(batch.tokens_T, batch.positions_T, AttnInputs.packed(batch.cu_seqlens))
+    hidden = model(batch.tokens_T, batch.positions_T, AttnInputs.packed(batch.cu_seqlens, batch.tokens_T.device))
     return -ops.token_logprobs(model.logits(hidden), batch.targets_T)
 
 
@@ -60,7 +60,7 @@ def retrieval_accuracy(model: Qwen3, documents: Sequence[ProbeDocument], min_dis
     right = asked = 0
     for document in documents:
         ids = torch.tensor(document.token_ids)
-        hidden = model(ids[:-1], torch.arange(len(ids) - 1), AttnInputs.packed([0, len(ids) - 1]))
+        hidden = model(ids[:-1], torch.arange(len(ids) - 1), AttnInputs.packed([0, len(ids) - 1], ids.device))
         far = [p for p, d in zip(document.answer_places, document.distances, strict=True) if d >= min_distance]
         if far:
             places = torch.tensor(far)

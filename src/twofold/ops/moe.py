@@ -43,20 +43,20 @@ def moe(
     Args:
         weights_Tk, ids_Tk: as ``reference.route`` gives them; weights in the dtype of ``x_TD``.
     """
-    tokens, k = ids_Tk.shape
     sorted_A, order_A = ids_Tk.flatten().sort(stable=True)
     place_A = torch.empty_like(order_A)
     place_A[order_A] = torch.arange(len(order_A), device=order_A.device)
     ends_E = torch.searchsorted(sorted_A, torch.arange(len(gate_up_EJD), device=sorted_A.device), right=True)
-    x_AD = _Take.apply(x_TD, order_A.div(k, rounding_mode="floor"), place_A)
+    source_A, place_Tk = order_A.div(ids_Tk.shape[1], rounding_mode="floor"), place_A.view_as(ids_Tk)
+    x_AD = _Spread.apply(x_TD, source_A, place_Tk)
+    weights_A = weights_Tk.flatten().index_select(0, order_A)
     if _grouped(x_AD, gate_up_EJD, down_EDI):
         offsets_E = ends_E.int()
-        inner_AI = swiglu(F.grouped_mm(x_AD, gate_up_EJD.transpose(1, 2), offs=offsets_E))
+        inner_AI = swiglu(F.grouped_mm(x_AD, gate_up_EJD.transpose(1, 2), offs=offsets_E)) * weights_A[:, None]
         out_AD = F.grouped_mm(inner_AI, down_EDI.transpose(1, 2), offs=offsets_E)
     else:
-        out_AD = _Experts.apply(x_AD, gate_up_EJD, down_EDI, ends_E.tolist())
-    per_choice = _Take.apply(out_AD, place_A, order_A).unflatten(0, (tokens, k))
-    return (per_choice * weights_Tk[..., None]).sum(1)
+        out_AD = _Experts.apply(x_AD, weights_A, gate_up_EJD, down_EDI, ends_E.tolist())
+    return _Collect.apply(out_AD, source_A, place_Tk)
 
 
 def _grouped(x_AD: torch.Tensor, gate_up_EJD: torch.Tensor, down_EDI: torch.Tensor) -> bool:
@@ -77,31 +77,53 @@ def _shared_out(down_EDI: torch.Tensor) -> bool:
     return down_EDI.device.type == "cpu" and large and torch.get_num_threads() > 1
 
 
-class _Take(torch.autograd.Function):
-    """Rows of ``x`` by ``source``, each row of ``x`` equally often. ``place`` says where they went, in order of rows.
-
-    The backward pass is a gather and a sum: same order every time, and no atomic additions.
-    """
+class _Spread(torch.autograd.Function):
+    """Each token's row for each of its experts. Backward is ``_Collect``: the same order always, nothing atomic."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, source_A: torch.Tensor, place_A: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(place_A)
-        ctx.shape = (len(x), len(source_A) // max(len(x), 1))
-        return x.index_select(0, source_A)
+    def forward(ctx: Any, x_TD: torch.Tensor, source_A: torch.Tensor, place_Tk: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(place_Tk)
+        return x_TD.index_select(0, source_A)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_AD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (place_A,) = ctx.saved_tensors
-        return grad_AD.index_select(0, place_A).unflatten(0, ctx.shape).sum(1), None, None
+        return _sum_of_places(grad_AD, *ctx.saved_tensors), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Each token's rows summed. Backward is ``_Spread``."""
+
+    @staticmethod
+    def forward(ctx: Any, x_AD: torch.Tensor, source_A: torch.Tensor, place_Tk: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(source_A)
+        return _sum_of_places(x_AD, place_Tk)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (source_A,) = ctx.saved_tensors
+        return grad_TD.index_select(0, source_A), None, None
+
+
+def _sum_of_places(x_AD: torch.Tensor, place_Tk: torch.Tensor) -> torch.Tensor:
+    return x_AD.index_select(0, place_Tk.flatten()).unflatten(0, place_Tk.shape).sum(1)
 
 
 class _Experts(torch.autograd.Function):
-    """SwiGLU of each expert on its rows; ``ends`` are the E places where experts' rows end."""
+    """Weighted SwiGLU of each expert on its rows; ``ends`` are the E places where experts' rows end.
+
+    An expert's rows are weighted where they are narrowest, between its two products.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x_AD: torch.Tensor, gate_up_EJD: torch.Tensor, down_EDI: torch.Tensor, ends: list[int]
+        ctx: Any,
+        x_AD: torch.Tensor,
+        weights_A: torch.Tensor,
+        gate_up_EJD: torch.Tensor,
+        down_EDI: torch.Tensor,
+        ends: list[int],
     ) -> torch.Tensor:
         gate_up_AJ = x_AD.new_empty(len(x_AD), gate_up_EJD.shape[1])
         out_AD = torch.empty_like(x_AD)
@@ -111,45 +133,49 @@ class _Experts(torch.autograd.Function):
         def run(group: _Group) -> None:
             expert, start, end = group
             gate_up = torch.mm(x_AD[start:end], gate_up_EJD[expert].t(), out=gate_up_AJ[start:end])
-            torch.mm(swiglu(gate_up), down_EDI[expert].t(), out=out_AD[start:end])
+            inner = swiglu(gate_up).mul_(weights_A[start:end, None])
+            torch.mm(inner, down_EDI[expert].t(), out=out_AD[start:end])
 
         _each(run, groups, _shared_out(down_EDI))
-        ctx.save_for_backward(x_AD, gate_up_AJ, gate_up_EJD, down_EDI)
+        ctx.save_for_backward(x_AD, weights_A, gate_up_AJ, gate_up_EJD, down_EDI)
         ctx.groups = groups
         return out_AD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_AD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_AD, gate_up_AJ, gate_up_EJD, down_EDI = ctx.saved_tensors
-        inner = down_EDI.shape[2]
-        grad_x_AD, grad_gate_up_EJD, grad_down_EDI = (
+        x_AD, weights_A, gate_up_AJ, gate_up_EJD, down_EDI = ctx.saved_tensors
+        inputs = (x_AD, weights_A, gate_up_EJD, down_EDI)
+        grads = [
             torch.empty_like(tensor) if needed else None
-            for tensor, needed in zip((x_AD, gate_up_EJD, down_EDI), ctx.needs_input_grad[:3], strict=True)
-        )
-        used = {expert for expert, _, _ in ctx.groups}
-        for expert in set(range(len(down_EDI))) - used:
-            for grad in (grad_gate_up_EJD, grad_down_EDI):
-                if grad is not None:
-                    grad[expert].zero_()
+            for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False)
+        ]
+        grad_x_AD, grad_weights_A, grad_gate_up_EJD, grad_down_EDI = grads
+        for expert in set(range(len(down_EDI))) - {expert for expert, _, _ in ctx.groups}:
+            for grad_E in grads[2:]:
+                if grad_E is not None:
+                    grad_E[expert].zero_()
 
         def run(group: _Group) -> None:
             expert, start, end = group
             grad, (gate, up) = grad_AD[start:end], gate_up_AJ[start:end].chunk(2, dim=-1)
-            activated = F.silu(gate)
-            if grad_down_EDI is not None:
-                torch.mm(grad.t(), activated * up, out=grad_down_EDI[expert])
+            activated, weights = F.silu(gate), weights_A[start:end, None]
+            inner = activated * up
             grad_inner = grad @ down_EDI[expert]
-            grad_gate_up = torch.empty_like(gate_up_AJ[start:end])
-            grad_gate_up[:, :inner] = torch.ops.aten.silu_backward(grad_inner * up, gate)
-            torch.mul(grad_inner, activated, out=grad_gate_up[:, inner:])
+            if grad_weights_A is not None:
+                torch.linalg.vecdot(grad_inner, inner, out=grad_weights_A[start:end])
+            if grad_down_EDI is not None:
+                torch.mm(grad.t(), inner.mul_(weights), out=grad_down_EDI[expert])
+            grad_inner.mul_(weights)
+            grad_gate = torch.ops.aten.silu_backward(grad_inner * up, gate)
+            grad_gate_up = torch.cat((grad_gate, grad_inner.mul_(activated)), dim=-1)
             if grad_gate_up_EJD is not None:
                 torch.mm(grad_gate_up.t(), x_AD[start:end], out=grad_gate_up_EJD[expert])
             if grad_x_AD is not None:
                 torch.mm(grad_gate_up, gate_up_EJD[expert], out=grad_x_AD[start:end])
 
         _each(run, ctx.groups, _shared_out(down_EDI))
-        return grad_x_AD, grad_gate_up_EJD, grad_down_EDI, None
+        return (*grads, None)
 
 
 def _each(run: Callable[[_Group], None], groups: list[_Group], shared_out: bool) -> None:

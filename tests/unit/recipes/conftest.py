@@ -185,7 +185,7 @@ def make_facts() -> dict[str, dict[str, Any]]:
     facts: dict[str, dict[str, Any]] = {name: {} for name in STAGES}
     facts["data"]["card"] = card()
     facts["s1"] = pretrained((2.4, 2.5, 2.6))
-    facts["s2"] = pretrained((2.1, 2.2, 2.35))
+    facts["s2"] = pretrained((2.1, 2.2, 2.35), 0.12)
     before = {"bpb": bpb(2.2, 2.25, 2.3), "probe": interval(0.12)}
     facts["s3"] = pretrained((2.08, 2.0, 2.0), 0.85, before=before)
     facts["s3_old_base"] = pretrained((2.08, 2.05, 2.1), 0.7)
