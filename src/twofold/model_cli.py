@@ -15,6 +15,7 @@ from twofold.base.files import write_text
 from twofold.base.records import InputError
 from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
+from twofold.model.gguf_file import read_metadata
 from twofold.model.gguf_write import save_gguf
 from twofold.model.hf_config import read_generation_config, write_generation_config
 from twofold.model.inspect import Checkpoint, describe, read_folder, show
@@ -23,6 +24,7 @@ from twofold.model.peft_io import load_adapter
 from twofold.model.weights import save_weights
 from twofold.recipes.post import find_model
 from twofold.text.chat import Renderer
+from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 from twofold.text.view import html_view, terminal_view, view_file
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -82,11 +84,22 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Con
 
 def view(file: Path, model: Path, html: Path | None, limit: int, console: Console) -> None:
     """Show conversations token by token as they will be trained, on the terminal or as an HTML page."""
-    path = find_model(model)
-    renderer = LLM(path).renderer if path.suffix == ".gguf" else Renderer.from_pretrained(path)
+    renderer = _renderer(model)
     samples = view_file(file, renderer, limit)
     if html is None:
         console.print(terminal_view(samples, renderer.tokenizer))
         return
     write_text(html, html_view(samples, renderer.tokenizer, file.name))
     console.print(escape(f"{html}: {len(samples)} conversations"), style="bold", highlight=False, soft_wrap=True)
+
+
+def _renderer(model: Path) -> Renderer:
+    """The renderer of a model, without its weights; a folder of a tokenizer and a chat template is enough."""
+    path = model if (model / "tokenizer.json").is_file() else find_model(model)
+    if path.suffix != ".gguf":
+        return Renderer.from_pretrained(path)
+    metadata = read_metadata(path)
+    template = metadata.get("tokenizer.chat_template")
+    if template is None:
+        raise InputError(f"{path} has no chat template, so nothing says how its chats are written; give another model")
+    return Renderer.from_parts(tokenizer_from_gguf(metadata, str(path)), template)

@@ -92,6 +92,19 @@ def test_export_refuses(folder: Path, tmp_path: Path) -> None:
     assert "does not exist" in run("export", tmp_path / "nowhere", tmp_path / "x", code=1)
 
 
+def test_data_view_reads_no_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
+    file, bare, gguf = tmp_path / "texts.jsonl", tmp_path / "bare", tmp_path / "small.gguf"
+    file.write_text('{"text": "sum B5"}\n')
+    run("export", folder, gguf, "--type", "f16")
+    llm = LLM(folder)
+    bare.mkdir()
+    llm.renderer.save(bare)
+    monkeypatch.setattr("twofold.model_cli.LLM", lambda *_: 1 / 0)
+    for model in (folder, folder.parent, bare, gguf):
+        assert "sum" in run("data", "view", file, "--model", model)
+
+
 def test_data_view_on_the_terminal_and_as_a_page(folder: Path, tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "sum"}, {"role": "assistant", "content": "B5"}]}]
     file, page = tmp_path / "chats.jsonl", tmp_path / "chats.html"

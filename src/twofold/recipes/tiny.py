@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twofold.base.config import Config
+from twofold.optim.schedule import Decay
 from twofold.post.distill import DistillConfig
 from twofold.post.rl import RLConfig
 from twofold.recipes.chain import Chain, Stage
@@ -95,8 +96,8 @@ def _sft(muon: float, adam: float) -> OptimConfig:
     return OptimConfig(muon_lr=muon, adam_lr=adam, warmup=8, decay="linear", end=0.0)
 
 
-def _rl(lr: float) -> OptimConfig:
-    return OptimConfig(muon_lr=0.0, adam_lr=lr, warmup=5, decay="constant")
+def _rl(lr: float, decay: Decay = "constant", end: float = 0.0) -> OptimConfig:
+    return OptimConfig(muon_lr=0.0, adam_lr=lr, warmup=5, decay=decay, end=end)
 
 
 class TinyConfig(Config):
@@ -116,7 +117,7 @@ class TinyConfig(Config):
     fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=360)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
-            steps=50,
+            steps=90,
             queries_per_step=32,
             group_size=8,
             max_tokens=96,
@@ -124,7 +125,7 @@ class TinyConfig(Config):
             entropy_low=0.03,
             entropy_high=3.0,
         ),
-        optim=_rl(3e-4),
+        optim=_rl(3e-4, decay="linear", end=0.1),
         pool_per_family=60,
     )
     direct: SFTConfig = SFTConfig(optim=_sft(0.01, 3e-3), steps=250)
@@ -195,7 +196,7 @@ def main_stages(config: TinyConfig) -> list[Stage]:
         Stage("eval_rl", "Measure", measured(battery, "hot"), ("rl",), measure_checkpoint),
         Stage("fusion", "Post-training 3: thinking-mode fusion", config.fusion, ("rl", "cold_start"), fusion),
         Stage("eval_fusion", "Measure", measured(battery, "general"), ("fusion",), measure_checkpoint),
-        Stage("general_rl", "Post-training 4: general RL", config.general_rl, ("fusion",), general_rl),
+        Stage("general_rl", "Post-training 4: general RL", config.general_rl, ("fusion",), general_rl, version=2),
         Stage("eval_final", "Measure", measured(battery, "general", "budget"), ("general_rl",), measure_checkpoint),
     ]
 

@@ -261,7 +261,7 @@ class CallReader:
             return
         if len(self._stack) == 1 and self._key == "name":
             self.name = json.loads("".join(self._word))
-            self.fault = _name_fault(self.name)
+            self.fault = name_fault(self.name)
         self._value_done()
 
 
@@ -288,7 +288,7 @@ def read_xml_call(raw: str, tools: Sequence[Mapping[str, Any]] | None) -> ToolCa
         at = parameter.end()
     if body[at:].strip():
         return "text between the parameters"
-    return _name_fault(name) or ToolCall(name, arguments)
+    return name_fault(name) or ToolCall(name, arguments)
 
 
 def _parameter_types(name: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
@@ -313,8 +313,8 @@ def _typed(value: str) -> Any:
         return value
 
 
-def _name_fault(name: str) -> str:
-    """Why no renderer could write this name; empty if it can."""
+def name_fault(name: str) -> str:
+    """Why no renderer could write this name, which stands between quotes as it is; empty if it can."""
     if not name:
         return "no function name"
     plain = _is_text(name) and json.dumps(name, ensure_ascii=False) == f'"{name}"'

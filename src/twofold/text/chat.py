@@ -20,6 +20,7 @@ from twofold.base.files import read_json
 from twofold.base.records import InputError, Message
 from twofold.text.families import recognise, template_difference
 from twofold.text.messages import (
+    Tools,
     TurnWeights,
     Weights,
     last_flag,
@@ -29,7 +30,7 @@ from twofold.text.messages import (
     validate_messages,
     validate_tools,
 )
-from twofold.text.pieces import Piece, Tools, check_fits, conversation, generation_prompt, text_of, tool_results, view
+from twofold.text.pieces import Piece, check_fits, conversation, generation_prompt, text_of, tool_results, view
 from twofold.text.policy import FAMILIES, STOP_TEXT, ChatPolicy, read_chat_policy, template_hash, write_chat_policy
 from twofold.text.tokenizer import Tokenizer
 
@@ -247,7 +248,9 @@ class Renderer:
         return self.policy.template
 
     def _checked(self, messages: Conversation, tools: Tools | None) -> list[Message]:
-        if messages and not isinstance(messages, (str, bytes)) and isinstance(messages[0], Mapping):
+        if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+            raise InputError(f"messages must be a list, got {type(messages).__name__}; wrap a single message in a list")
+        if messages and isinstance(messages[0], Mapping):
             read = messages_from_openai(messages, inline_thinking=self.policy.spec.thinks)  # type: ignore[arg-type]
         else:
             read = list(messages)  # type: ignore[arg-type]

@@ -70,12 +70,12 @@ def read_example(row: Mapping[str, Any], *, inline_thinking: bool = True) -> Exa
     if not isinstance(row, Mapping):
         raise InputError(f"a row must be an object, got {type(row).__name__}")
     row = {key: value for key, value in row.items() if value is not None}
-    if "messages" in row:
-        return _read_openai(row, row["messages"], inline_thinking)
-    if "conversations" in row:
-        return _read_sharegpt(row, inline_thinking)
     if "chosen" in row or "rejected" in row:
         raise InputError("a row with chosen and rejected is a preference pair, not one conversation; read each apart")
+    if "messages" in row:
+        return _read_openai(row, _with_system(row, row["messages"]), inline_thinking)
+    if "conversations" in row:
+        return _read_sharegpt(row, inline_thinking)
     if "instruction" in row:
         return _read_alpaca(row, inline_thinking)
     if "prompt" in row:
@@ -135,11 +135,16 @@ def _read_sharegpt(row: Mapping[str, Any], inline: bool) -> Example:
     if not isinstance(turns, list):
         raise InputError(f"conversations must be a list, got {type(turns).__name__}")
     if turns and isinstance(turns[0], Mapping) and "role" in turns[0]:
-        return _read_openai(row, turns, inline)
+        return _read_openai(row, _with_system(row, turns), inline)
     rows = [_turn(index, turn, inline) for index, turn in enumerate(turns)]
-    if "system" in row:
-        rows.insert(0, {"role": "system", "content": _string(row, "system")})
-    return replace(_read_openai(row, rows, inline), format="sharegpt")
+    return replace(_read_openai(row, _with_system(row, rows), inline), format="sharegpt")
+
+
+def _with_system(row: Mapping[str, Any], rows: Any) -> Any:
+    """The rows after a system turn from the row's own column, if that has one; "" says that there is none."""
+    if not row.get("system") or not isinstance(rows, list):
+        return rows
+    return [{"role": "system", "content": _string(row, "system")}, *rows]
 
 
 def _turn(index: int, turn: Any, inline: bool) -> dict[str, Any]:
@@ -168,9 +173,9 @@ def _turn(index: int, turn: Any, inline: bool) -> dict[str, Any]:
 
 def _read_alpaca(row: Mapping[str, Any], inline: bool) -> Example:
     rows = []
-    if row.get("system"):
-        rows.append({"role": "system", "content": _string(row, "system")})
     history = row.get("history") or []
+    if not isinstance(history, list):
+        raise InputError(f"history must be a list of pairs, got {type(history).__name__}")
     for number, pair in enumerate(history):
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise InputError(f"history[{number}] must be a pair of strings, question and answer")
@@ -179,7 +184,7 @@ def _read_alpaca(row: Mapping[str, Any], inline: bool) -> Example:
     if row.get("input"):
         question += "\n" + _string(row, "input")
     rows += [{"role": "user", "content": question}, {"role": "assistant", "content": _string(row, "output")}]
-    return replace(_read_openai(row, rows, inline), format="alpaca")
+    return replace(_read_openai(row, _with_system(row, rows), inline), format="alpaca")
 
 
 def _read_prompt(row: Mapping[str, Any], inline: bool) -> Example:
@@ -190,6 +195,7 @@ def _read_prompt(row: Mapping[str, Any], inline: bool) -> Example:
         return Example("prompt_completion", segments=segments)
     if not isinstance(prompt, list) or not isinstance(completion, list | None):
         raise InputError("prompt and completion must both be strings or both be lists of messages")
+    prompt = _with_system(row, prompt)
     example = _read_openai(row, [*prompt, *(completion or [])], inline)
     asked = [index for index, message in enumerate(example.messages[: len(prompt)]) if message.role == "assistant"]
     silent = dict.fromkeys(asked, TurnWeights(0.0, 0.0, 0.0))
@@ -214,7 +220,8 @@ def _weight(where: str, message: Mapping[str, Any]) -> TurnWeights | None:
         return TurnWeights(**{part: weight for part, weight in value.items() if weight is not None})
     if key == "train" and not isinstance(value, bool):
         raise InputError(f"{where}.train must be true or false, got {value!r}")
-    return TurnWeights(value * 1.0, value * 1.0, value * 1.0) if isinstance(value, int | float) else TurnWeights(value)
+    weight = float(value) if isinstance(value, bool) else value
+    return TurnWeights(weight, weight, weight)
 
 
 def _tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...] | None:

@@ -7,15 +7,23 @@ formats (``formats.py``), and the parsing of what a model sampled (``parse.py``)
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from twofold.base.records import InputError, Message, Role, ToolCall
+from twofold.text.calls import name_fault
+
+Tools = Sequence[Mapping[str, Any]]
 
 _ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_UNSUPPORTED = {  # what an assistant said, in fields that no template shows
+    "function_call": "use tool_calls",
+    "refusal": "write its text into content",
+    "audio": "write its transcript into content",
+}
 _SOFT_SWITCH = re.compile(r"(?<!\S)/(no_think|think)(?=[.,;:!?)\"']*(?:\s|$))")
 
 
@@ -50,13 +58,15 @@ def turn_weights(messages: Sequence[Message], weights: Weights | None) -> list[T
     Raises:
         InputError: an index that is not an assistant turn, or a weight that is not a finite number >= 0.
     """
+    if not isinstance(weights, Mapping | None):
+        raise InputError(f"weights must map message indices to weights, got {type(weights).__name__}")
     spread = [TurnWeights()] * len(messages)
     for index, value in (weights or {}).items():
-        if not 0 <= index < len(messages) or messages[index].role != "assistant":
+        if index not in range(len(messages)) or messages[index].role != "assistant":
             raise InputError(f"weights[{index}]: messages[{index}] is not an assistant turn; only those are trained")
         turn = value if isinstance(value, TurnWeights) else TurnWeights(value, value, value)
         for part in (turn.reasoning, turn.content, turn.calls):
-            if not isinstance(part, int | float) or not 0 <= part < math.inf:
+            if not isinstance(part, int | float) or not 0 <= part <= sys.float_info.max:
                 raise InputError(f"weights[{index}] must be numbers >= 0, got {part!r}")
         spread[index] = turn
     return spread
@@ -87,10 +97,10 @@ def validate_messages(messages: Sequence[Message]) -> None:
             raise InputError(f"messages[{index}].role is 'tool' but nothing precedes it; put the call's turn first")
 
 
-def validate_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
+def validate_tools(tools: Tools | None) -> None:
     """Raise InputError unless every tool is a JSON object."""
-    if isinstance(tools, (str, bytes, Mapping)):
-        raise InputError("tools must be a list of objects; wrap a single tool in a list")
+    if not isinstance(tools, Sequence | None) or isinstance(tools, (str, bytes)):
+        raise InputError(f"tools must be a list of objects, got {type(tools).__name__}; wrap a single tool in a list")
     for index, tool in enumerate(tools or ()):
         if not isinstance(tool, Mapping):
             raise InputError(f"tools[{index}] must be an object, got {type(tool).__name__}")
@@ -105,7 +115,7 @@ def dump_json(value: Any, where: str) -> str:
         raise InputError(f"{where} is not JSON ({error}); use only objects, lists, strings and numbers") from None
     except RecursionError:
         raise InputError(f"{where} is nested too deeply; flatten it") from None
-    _check_unicode(text, where)
+    check_unicode(text, where)
     return text
 
 
@@ -163,14 +173,15 @@ def _validate_message(index: int, message: Message) -> None:
         raise InputError(f"{where}.reasoning is set on a {message.role} turn; only assistant turns have reasoning")
     if message.role != "assistant" and message.tool_calls:
         raise InputError(f"{where}.tool_calls is set on a {message.role} turn; only assistant turns call tools")
-    _check_unicode(message.content, f"{where}.content")
+    check_unicode(message.content, f"{where}.content")
     if message.reasoning is not None:
-        _check_unicode(message.reasoning, f"{where}.reasoning")
+        check_unicode(message.reasoning, f"{where}.reasoning")
     for number, call in enumerate(message.tool_calls):
         _validate_call(f"{where}.tool_calls[{number}]", call)
 
 
-def _check_unicode(text: str, where: str) -> None:
+def check_unicode(text: str, where: str) -> None:
+    """Raise InputError, naming ``where``, for a string that UTF-8 cannot hold."""
     if text.isascii():
         return
     try:
@@ -182,12 +193,10 @@ def _check_unicode(text: str, where: str) -> None:
 def _validate_call(where: str, call: ToolCall) -> None:
     if not isinstance(call, ToolCall):
         raise InputError(f"{where} must be a ToolCall, got {type(call).__name__}")
-    # The template writes the name between quotes as it is, so it must not need escaping.
-    if not isinstance(call.name, str) or not call.name or json.dumps(call.name, ensure_ascii=False) != f'"{call.name}"':
+    if not isinstance(call.name, str) or name_fault(call.name):
         raise InputError(f"{where}.name is {call.name!r}; use a non-empty name without quotes or control characters")
     if not isinstance(call.arguments, dict):
         raise InputError(f"{where}.arguments must be an object, got {type(call.arguments).__name__}")
-    _check_unicode(call.name, f"{where}.name")
     dump_json(call.arguments, f"{where}.arguments")
 
 
@@ -199,14 +208,11 @@ def _from_openai(index: int, row: Mapping[str, Any], inline_thinking: bool) -> M
     role = _ROLES.get("system" if name == "developer" else name) if isinstance(name, str) else None
     if role is None:
         raise InputError(f"{where}.role is {name!r}; use one of {', '.join(_ROLES)}")
-    if row.get("function_call"):
-        raise InputError(f"{where}.function_call is not supported; use tool_calls")
+    for key, instead in _UNSUPPORTED.items():
+        if row.get(key):
+            raise InputError(f"{where}.{key} is not supported; {instead}")
     content = _content(where, role, row.get("content"))
-    reasoning = row.get("reasoning_content")
-    if reasoning is None:
-        reasoning = row.get("reasoning")
-    if reasoning is not None and not isinstance(reasoning, str):
-        raise InputError(f"{where}.reasoning_content must be a string, got {type(reasoning).__name__}")
+    reasoning = _reasoning(where, row)
     if role == "assistant" and reasoning is None and inline_thinking:
         reasoning, content = split_thinking(content)
     calls = row.get("tool_calls") or ()
@@ -218,6 +224,17 @@ def _from_openai(index: int, row: Mapping[str, Any], inline_thinking: bool) -> M
         reasoning=reasoning,
         tool_calls=tuple(_call_from_openai(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)),
     )
+
+
+def _reasoning(where: str, row: Mapping[str, Any]) -> str | None:
+    """The value of ``reasoning_content`` or ``reasoning``; both only if they agree."""
+    given = [row[key] for key in ("reasoning_content", "reasoning") if row.get(key) is not None]
+    for value in given:
+        if not isinstance(value, str):
+            raise InputError(f"{where}.reasoning_content must be a string, got {type(value).__name__}")
+    if len(set(given)) > 1:
+        raise InputError(f"{where}.reasoning_content and .reasoning differ; give one of them")
+    return given[0] if given else None
 
 
 def _content(where: str, role: Role, content: Any) -> str:

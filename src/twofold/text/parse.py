@@ -12,7 +12,7 @@ import codecs
 import re
 from collections.abc import Sequence
 
-from twofold.base.records import InputError
+from twofold.text.messages import check_unicode
 from twofold.text.tokenizer import StreamDecoder, Tokenizer
 from twofold.text.turn import ENDS, STRUCTURE, TURN_START, Delta, Parsed, ParseOptions, Start, State, Turn
 
@@ -194,12 +194,8 @@ class TextParser(_Parser):
             InputError: text with lone surrogates.
         """
         if isinstance(chunk, str):
-            try:
-                chunk = chunk.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"text has a lone surrogate at character {error.start}; send whole characters"
-                ) from None
+            check_unicode(chunk, "text")
+            chunk = chunk.encode()
         return self._text(self._bytes.decode(chunk))
 
     def _decoded(self) -> str:

@@ -8,15 +8,13 @@ weights token by token (``chat.py``), and checking conversations (``messages.py`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from twofold.base.records import InputError, Message
-from twofold.text.messages import TurnWeights, dump_json
+from twofold.text.messages import Tools, TurnWeights, dump_json
 from twofold.text.policy import ChatPolicy
-
-Tools = Sequence[Mapping[str, Any]]
 
 _CONTROLS = re.compile(r"(<\|im_start\|>|<\|im_end\|>|</?think>|</?tool_call>|</?tool_response>)")
 _EMPTY_BLOCK = "<think>\n\n</think>\n\n"
@@ -97,8 +95,10 @@ def generation_prompt(policy: ChatPolicy, thinking: bool, empty_weight: float = 
     """The header of a new assistant turn, with what the family supplies of its think block.
 
     Raises:
-        InputError: thinking is to be off in a family that always thinks.
+        InputError: thinking is to be off in a family that always thinks, or is not a truth value.
     """
+    if not isinstance(thinking, bool):
+        raise InputError(f"thinking must be True or False, got {thinking!r}")
     pieces = list(_header("assistant", "assistant"))
     prompt = policy.spec.prompt
     if prompt == "open":

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from twofold.base.files import write_json, write_text
 from twofold.base.records import InputError
+from twofold.text.messages import check_unicode
 from twofold.text.ranks import merges_of, read_ranks
 
 PRETOKENIZE_REGEX = (
@@ -393,10 +394,7 @@ def _encode(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
 def _check_text(text: str) -> None:
     if not isinstance(text, str):
         raise InputError(f"text to encode must be a string, got {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"text is not valid Unicode at character {error.start}; remove lone surrogates") from None
+    check_unicode(text, "text")
 
 
 def _unicode_to_byte() -> dict[str, int]:

@@ -8,17 +8,17 @@ whole-message results cannot differ. Not here: tokens, the search for tags in te
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from twofold.base.records import Message, ToolCall
 from twofold.text.calls import CallReader, is_xml_call, read_xml_call
+from twofold.text.messages import Tools
 from twofold.text.stops import StopMatcher
 
 Start = Literal["before", "think", "answer", "call"]
 State = Literal["before", "think", "answer", "call", "done"]
-Tools = Sequence[Mapping[str, Any]]
 
 STRUCTURE = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 ENDS = ("<|im_end|>", "<|endoftext|>")

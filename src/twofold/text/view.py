@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 from rich.rule import Rule
@@ -57,18 +58,21 @@ class Sample:
 
 
 def view_file(path: Path, renderer: Renderer, limit: int = 20, *, empty_think_trained: bool = False) -> list[Sample]:
-    """Render the first ``limit`` rows of a JSON Lines file of conversations or texts as training does.
+    """Render the first ``limit`` rows of a file of conversations or texts as training does.
 
     Args:
-        path: rows in any format of ``read_example``.
+        path: JSON Lines, or one JSON array; rows in any format of ``read_example``.
         empty_think_trained: as in ``Renderer.views``.
 
     Raises:
-        InputError: naming the file and line, and what is wrong there.
+        InputError: naming the file and line (or index), and what is wrong there; also for a file without rows.
     """
     if limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
-    return list(islice(_samples(Path(path), renderer, empty_think_trained), limit))
+    samples = list(islice(_samples(Path(path), renderer, empty_think_trained), limit))
+    if not samples:
+        raise InputError(f"{path} has no rows; give JSON Lines or a JSON array of conversations")
+    return samples
 
 
 def terminal_view(samples: Sequence[Sample], tokenizer: Tokenizer) -> Group:
@@ -109,20 +113,39 @@ def html_view(samples: Sequence[Sample], tokenizer: Tokenizer, title: str = "Tra
 
 def _samples(path: Path, renderer: Renderer, empty_think_trained: bool) -> Iterator[Sample]:
     try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield Sample(f"{path.name}:{number}", _views(line, renderer, empty_think_trained))
+        for place, row in _rows(path):
+            try:
+                yield Sample(f"{path.name}{place}", _views(row, renderer, empty_think_trained))
+            except (InputError, RecursionError) as error:
+                raise InputError(f"{path}{place}: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a JSON Lines file") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8; give a JSON Lines file") from None
-    except (InputError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}:{number}: {error}") from None
 
 
-def _views(line: str, renderer: Renderer, empty_think_trained: bool) -> tuple[Rendered, ...]:
-    example = read_example(json.loads(line), inline_thinking=renderer.policy.spec.thinks)
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place in the file (":3" is a line, "[2]" an index of the array) and row."""
+    with open(path, encoding="utf-8-sig") as lines:
+        is_array = lines.read(1) == "["
+        lines.seek(0)
+        if is_array:
+            yield from ((f"[{index}]", row) for index, row in enumerate(_json(lines.read(), str(path))))
+            return
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f":{number}", _json(line, f"{path}:{number}")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error}); give one JSON object a line, or one JSON array") from None
+
+
+def _views(row: Any, renderer: Renderer, empty_think_trained: bool) -> tuple[Rendered, ...]:
+    example = read_example(row, inline_thinking=renderer.policy.spec.thinks)
     if example.segments:
         return (renderer.render_text(example.segments),)
     views = renderer.views(

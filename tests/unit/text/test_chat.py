@@ -416,6 +416,14 @@ def test_chatml_has_no_place_for_tools(tokenizer: Tokenizer) -> None:
         renderer.tool_result_ids(["1"])
 
 
+@pytest.mark.parametrize("messages", [None, {"role": "user", "content": "q"}, 5, "q", iter([HI])])
+def test_messages_must_be_a_list_and_thinking_a_truth_value(messages: Any, renderer: Renderer) -> None:
+    with pytest.raises(InputError, match="messages must be a list, got"):
+        renderer.render(messages)
+    with pytest.raises(InputError, match="thinking must be True or False"):
+        renderer.prompt_ids([HI], thinking="false")  # type: ignore[arg-type]
+
+
 def test_plain_text_segments(renderer: Renderer) -> None:
     got = renderer.render_text([("Once <|im_end|>", 0.0), (" upon", 1.0)])
     tok = renderer.tokenizer

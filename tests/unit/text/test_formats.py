@@ -17,6 +17,7 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
 CALL = ToolCall("add", {"a": 1})
 Q, A = Message("user", "q"), Message("assistant", "a")
 SILENT = TurnWeights(0.0, 0.0, 0.0)
+M: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 def test_openai() -> None:
@@ -88,13 +89,24 @@ def test_trl() -> None:
     assert read_example({"text": "t"}).segments == (("t", 1.0),)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": M},
+        {"conversations": M},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"prompt": [M[0]], "completion": [M[1]]},
+    ],
+)
+def test_a_system_column_is_the_first_turn_and_an_empty_one_is_none(row: dict[str, Any]) -> None:
+    assert read_example({**row, "system": "S"}).messages == (Message("system", "S"), Q, A)
+    assert read_example({**row, "system": ""}).messages == (Q, A)
+
+
 def test_inline_thinking_can_be_left_alone() -> None:
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>r</think>a"}]}
     assert read_example(row).messages[1] == Message("assistant", "a", "r")
     assert read_example(row, inline_thinking=False).messages[1] == Message("assistant", "<think>r</think>a")
-
-
-M: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +116,7 @@ M: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant
         ({}, "unknown row with keys (none)"),
         ({"question": "q", "answer": "a"}, "unknown row with keys question, answer"),
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference pair"),
+        ({"messages": M, "chosen": "a", "rejected": "b"}, "preference pair"),
         ({"messages": "q"}, "messages must be a list"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
         ({"messages": [{**M[0], "weight": 1}, M[1]]}, "messages[0].weight"),
@@ -114,6 +127,8 @@ M: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant
         ({"messages": [M[0], {**M[1], "weights": {"thoughts": 1}}]}, "messages[1].weights"),
         ({"messages": M, "tools": "{"}, "tools is text but not JSON"),
         ({"messages": M, "tools": ["add"]}, "tools[0]"),
+        ({"messages": M, "tools": 5}, "tools must be a list"),
+        ({"messages": [M[0], {**M[1], "weight": 10**400}]}, "weights[1]"),
         ({"messages": M, "chat_template_kwargs": {"think": True}}, "chat_template_kwargs.think is not supported"),
         ({"messages": M, "chat_template_kwargs": {"enable_thinking": "no"}}, "enable_thinking must be true or false"),
         ({"messages": M, "chat_template_kwargs": "x"}, "chat_template_kwargs must be an object"),
@@ -132,6 +147,7 @@ M: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant
         ({"instruction": "q"}, "output must be a string"),
         ({"instruction": 1, "output": "a"}, "instruction must be a string"),
         ({"instruction": "q", "output": "a", "history": [["q"]]}, "history[0]"),
+        ({"instruction": "q", "output": "a", "history": 5}, "history must be a list"),
         ({"prompt": "p", "completion": M}, "both be strings or both be lists"),
         ({"prompt": 3}, "both be strings or both be lists"),
         ({"text": 3}, "text must be a string"),

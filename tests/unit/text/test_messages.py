@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from twofold.base.records import InputError, Message, ToolCall
-from twofold.text.messages import last_flag, messages_from_openai, messages_to_openai, validate_messages, validate_tools
+from twofold.text.messages import (
+    last_flag,
+    messages_from_openai,
+    messages_to_openai,
+    turn_weights,
+    validate_messages,
+    validate_tools,
+)
 
 
 def test_openai_forms_are_read() -> None:
@@ -89,6 +96,8 @@ U = {"role": "user", "content": "q"}
         ([U, {"role": "assistant", "tool_calls": "f"}], "must be a list"),
         ([{**U, "tool_calls": [{"name": "f", "arguments": {}}]}], "only assistant turns call tools"),
         ([U, {"role": "assistant", "function_call": {"name": "f"}}], "use tool_calls"),
+        ([U, {"role": "assistant", "content": None, "refusal": "No."}], r"messages\[1\]\.refusal is not supported"),
+        ([U, {"role": "assistant", "reasoning": "a", "reasoning_content": "b"}], r"messages\[1\]\.reasoning.* differ"),
     ],
 )
 def test_bad_rows_are_named(rows: Any, where: str) -> None:
@@ -105,6 +114,12 @@ def test_bad_records_and_tools_are_named() -> None:
     tools: Any = [{"name": "f"}, "g"]
     with pytest.raises(InputError, match=r"tools\[1\]"):
         validate_tools(tools)
+    for tools in ({"name": "f"}, 5, iter([{"name": "f"}])):  # an iterator would be used up before it is rendered
+        with pytest.raises(InputError, match="tools must be a list"):
+            validate_tools(tools)
+    for weights in ([1.0], {"1": 1.0}, {1: "x"}, {1: 10**400}):
+        with pytest.raises(InputError, match="weights"):
+            turn_weights([Message("user", "q"), Message("assistant", "a")], weights)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,25 @@ def test_samples_are_the_views_that_are_trained(tokenizer: Tokenizer, write: Cal
     assert len(view_file(write(*ROWS), renderer, limit=2)) == 2
 
 
+def test_a_json_array_and_a_byte_order_mark_are_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path, renderer = tmp_path / "rows.json", Renderer(tokenizer)
+    for text in (json.dumps(ROWS, indent=1), "\ufeff" + json.dumps(ROWS)):
+        path.write_text(text, encoding="utf-8")
+        assert [sample.title for sample in view_file(path, renderer)] == [
+            "rows.json[0]",
+            "rows.json[1]",
+            "rows.json[2]",
+        ]
+    path.write_text("\ufeff" + json.dumps(ROWS[1]), encoding="utf-8")
+    assert [sample.title for sample in view_file(path, renderer)] == ["rows.json:1"]
+    path.write_text(json.dumps([ROWS[1], {"x": 1}]))
+    with pytest.raises(InputError, match=r"rows\.json\[1\]: unknown row"):
+        view_file(path, renderer)
+    path.write_text("[1,")
+    with pytest.raises(InputError, match=r"rows\.json: not JSON .*; give one JSON object a line"):
+        view_file(path, renderer)
+
+
 def test_html_has_every_token_and_no_foreign_markup(tokenizer: Tokenizer, write: Callable[..., Path]) -> None:
     samples = view_file(write(*ROWS), Renderer(tokenizer))
     html = html_view(samples, tokenizer, "a <title>")
@@ -123,6 +142,8 @@ def test_errors_name_the_line(tokenizer: Tokenizer, write: Callable[..., Path], 
         view_file(tmp_path / "none.jsonl", renderer)
     with pytest.raises(InputError, match="limit"):
         view_file(tmp_path / "rows.jsonl", renderer, limit=0)
+    with pytest.raises(InputError, match="has no rows"):
+        view_file(write(""), renderer)
     (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(InputError, match="UTF-8"):
         view_file(tmp_path / "rows.jsonl", renderer)
