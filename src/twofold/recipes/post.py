@@ -282,7 +282,7 @@ def general_rl(context: StageContext) -> None:
 
 
 # Queries of each kind in units: training leans towards what fusion left untaught.
-TRAIN_UNITS = {"think": 4, "direct": 2, "format": 3, "length": 3, "tool": 2, "reference": 1, "system": 6, "modes": 4}
+TRAIN_UNITS = {"think": 4, "direct": 2, "format": 3, "length": 3, "tool": 2, "reference": 1, "system": 9, "modes": 4}
 TEST_UNITS = {"think": 1, "direct": 1, "format": 1, "length": 1, "tool": 1, "reference": 1, "system": 1, "modes": 0}
 
 

@@ -117,7 +117,7 @@ class TinyConfig(Config):
     fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=360)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
-            steps=90,
+            steps=100,
             queries_per_step=32,
             group_size=8,
             max_tokens=96,

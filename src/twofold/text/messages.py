@@ -67,7 +67,7 @@ def turn_weights(messages: Sequence[Message], weights: Weights | None) -> list[T
         turn = value if isinstance(value, TurnWeights) else TurnWeights(value, value, value)
         for part in (turn.reasoning, turn.content, turn.calls):
             if not isinstance(part, int | float) or not 0 <= part <= sys.float_info.max:
-                raise InputError(f"weights[{index}] must be numbers >= 0, got {part!r}")
+                raise InputError(f"weights[{index}] must be numbers >= 0, got {part!r:.40}")
         spread[index] = turn
     return spread
 
