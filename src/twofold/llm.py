@@ -121,6 +121,11 @@ class LLM:
             raise InputError(str(self._renderer))
         return self._renderer
 
+    @property
+    def has_renderer(self) -> bool:
+        """False where the checkpoint has no chat template that is known."""
+        return isinstance(self._renderer, Renderer)
+
     def chat(
         self, messages: Messages, tools: Tools | None = None, *, thinking: bool = True, **sampling: Any
     ) -> ChatOutput:
@@ -135,7 +140,7 @@ class LLM:
             InputError: naming the message and field, or the parameter, that cannot be honoured.
         """
         ids = self.renderer.prompt_ids(messages, tools, thinking=thinking)
-        request = self._request(ids, sampling)
+        request = self._one(ids, sampling)
         completion = self.engine.generate([request])[0]
         return self._output(ids, completion, parse(self.tokenizer, completion.token_ids, ids))
 
@@ -144,7 +149,7 @@ class LLM:
     ) -> Iterator[Delta]:
         """Like ``chat``, but yields the reply's pieces (reasoning, content, calls) as they are made."""
         ids = self.renderer.prompt_ids(messages, tools, thinking=thinking)
-        request = self._request(ids, sampling)
+        request = self._one(ids, sampling)
         parser = StreamParser(self.tokenizer, ids)
         for token, _ in self.engine.stream(request):
             yield from parser.feed(token)
@@ -158,34 +163,64 @@ class LLM:
         Args:
             prompts: texts (spellings of control tokens in them count as such) or lists of token ids.
             params: None takes the checkpoint's defaults.
+
+        Raises:
+            InputError: one string instead of a list of them, an empty prompt, a token that the model does not have,
+                or a prompt as long as the model's context.
         """
-        requests = []
-        for prompt in prompts:
-            ids = self.tokenizer.encode_with_special(prompt) if isinstance(prompt, str) else list(prompt)
-            requests.append(self._request(ids, {}) if params is None else Request(tuple(ids), params))
-        return self.engine.generate(requests)
+        if isinstance(prompts, str):
+            raise InputError("prompts must be a list, of texts or of token lists; put the text into one: [text]")
+        lists = [self.tokenizer.encode_with_special(p) if isinstance(p, str) else list(p) for p in prompts]
+        return self.engine.generate([self._request(ids, {} if params is None else params) for ids in lists])
 
     def text(self, completion: Completion) -> str:
         """The text of a completion, without end-of-turn tokens."""
         return self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
     def score(self, token_lists: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """fp32 log-probability of each token given those before it, from the second token on (length - 1 each)."""
+        """fp32 log-probability of each token given those before it, from the second token on (length - 1 each).
+
+        Raises:
+            InputError: fewer than two tokens, more than the model's context, or a token that the model does not have.
+        """
+        for tokens in token_lists:
+            self._check_tokens(tokens)
+            if len(tokens) > self.model.config.longest:
+                raise InputError(f"{len(tokens)} tokens to score, the model's context is {self.model.config.longest}")
         return self.engine.score(token_lists)
 
-    def _request(self, ids: list[int], sampling: Mapping[str, Any]) -> Request:
+    def _check_tokens(self, ids: Sequence[int]) -> None:
+        rows = self.model.config.vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < rows:
+            strange = next(token for token in ids if not 0 <= token < rows)
+            raise InputError(f"token {strange} is none of the model's {rows}; encode the text with its own tokenizer")
+
+    def _request(self, ids: list[int], sampling: Mapping[str, Any] | SamplingParams) -> Request:
+        """A request with what is not given taken from the checkpoint, and no more tokens than the context has room."""
+        self._check_tokens(ids)
         room = self.model.config.longest - len(ids)
         if room < 1:
             raise InputError(f"the prompt has {len(ids)} tokens, the model's context {self.model.config.longest}")
+        params = sampling if isinstance(sampling, SamplingParams) else self._params(sampling)
+        if params.stop_token_ids:
+            raise InputError("stop_token_ids is not supported; cut the reply where the token stands")
+        params = replace(params, max_tokens=min(params.max_tokens, room))
+        return Request(tuple(ids), params, StreamParser(self.tokenizer, ids).in_think)
+
+    def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
         own = {key: self._generation[key] for key in _SAMPLING_KEYS if self._generation.get(key) is not None}
         if self._generation.get("do_sample") is False:
             own = {"temperature": 0.0}
         known = SamplingParams.__dataclass_fields__
         if unknown := sorted(sampling.keys() - known):
             raise InputError(f"unknown sampling parameter {unknown[0]!r}; there are {', '.join(known)}")
-        params = SamplingParams(**{"max_tokens": MAX_TOKENS, **own, **sampling})
-        params = replace(params, max_tokens=min(params.max_tokens, room))
-        return Request(tuple(ids), params, StreamParser(self.tokenizer, ids).in_think)
+        return SamplingParams(**{"max_tokens": MAX_TOKENS, **own, **sampling})
+
+    def _one(self, ids: list[int], sampling: Mapping[str, Any]) -> Request:
+        request = self._request(ids, sampling)
+        if request.params.n != 1:
+            raise InputError(f"a chat has one reply, n = {request.params.n} asks for more; use generate")
+        return request
 
     def _output(self, ids: list[int], completion: Completion, parsed: Parsed) -> ChatOutput:
         usage = Usage(len(ids), len(completion.token_ids), completion.thinking_tokens)

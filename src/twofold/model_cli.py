@@ -6,8 +6,13 @@ codes (``cli.py``), the formats themselves.
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -15,27 +20,36 @@ from twofold.base.files import write_text
 from twofold.base.records import InputError
 from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
-from twofold.model.gguf_file import read_metadata
-from twofold.model.gguf_write import save_gguf
+from twofold.model.gguf_file import read_gguf, read_metadata
+from twofold.model.gguf_read import GGUFSource
+from twofold.model.gguf_write import KINDS, save_gguf
 from twofold.model.hf_config import read_generation_config, write_generation_config
 from twofold.model.inspect import Checkpoint, describe, read_folder, show
 from twofold.model.lora import merge
 from twofold.model.peft_io import load_adapter
-from twofold.model.weights import save_weights
+from twofold.model.weights import empty_model, match, save_weights
 from twofold.recipes.post import find_model
 from twofold.text.chat import Renderer
 from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 from twofold.text.view import html_view, terminal_view, view_file
 
-GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 HF_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def inspect(model: Path, context: int | None, batch: int, dtype: str, console: Console) -> None:
-    """Say what a checkpoint is, what memory it needs and where it would run, without loading its weights."""
-    path = find_model(model)
-    checkpoint = _read_gguf(path) if path.suffix == ".gguf" else read_folder(path)
+    """Say what a checkpoint is, what memory it needs and where it would run, without loading its weights.
+
+    Raises:
+        InputError: no checkpoint, or (after the description) one whose weights cannot be loaded.
+    """
+    checkpoint = _read(find_model(model))
     show(describe(checkpoint, context, batch, dtype), console)
+    if checkpoint.problem is not None:
+        raise InputError(checkpoint.problem)
+
+
+def _read(path: Path) -> Checkpoint:
+    return _read_gguf(path) if path.suffix == ".gguf" else read_folder(path)
 
 
 def _read_gguf(path: Path) -> Checkpoint:
@@ -44,42 +58,86 @@ def _read_gguf(path: Path) -> Checkpoint:
     for _, kind, size in found.tensors:
         count, total = stored.get(kind, (0, 0))
         stored[kind] = count + 1, total + size
-    return Checkpoint(str(path), "GGUF file", found.config, stored, found.chat_template)
+    problem = None
+    try:
+        match(empty_model(found.config, device="meta"), GGUFSource(read_gguf(path), found.config.head_dim))
+    except InputError as error:
+        problem = str(error)
+    return Checkpoint(str(path), "GGUF file", found.config, stored, found.chat_template, problem)
 
 
 def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Console) -> None:
-    """Write a model as a Hugging Face folder, or as one GGUF file where ``out`` ends in .gguf.
+    """Write a model as a Hugging Face folder, or as one GGUF file where ``out`` ends in .gguf; whole or not at all.
+
+    A chat template of no known family is written as it is; a model without one stays without.
 
     Args:
         kind: type of the weights: f32, f16, bf16, and for GGUF q8_0 and q4_0. adapter: a PEFT folder to merge first.
 
     Raises:
-        InputError: an unknown type, or an ``out`` that exists already.
+        InputError: an unknown type, an ``out`` that exists already or cannot be written, or weights that do not fit
+            the type.
     """
     as_gguf = out.suffix == ".gguf"
-    known = GGUF_TYPES if as_gguf else tuple(HF_TYPES)
+    known = KINDS if as_gguf else tuple(HF_TYPES)
     if kind not in known:
-        hint = "; q8_0 and q4_0 need an OUT that ends in .gguf" if kind in GGUF_TYPES else ""
+        hint = "; q8_0 and q4_0 need an OUT that ends in .gguf" if kind in KINDS else ""
         raise InputError(f"unknown type {kind!r}; use one of {', '.join(known)}{hint}")
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.exists() and (as_gguf or not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already; choose another name or remove it")
     path = find_model(model)
-    llm = LLM(path, dtype="float32" if as_gguf else HF_TYPES[kind])
-    if adapter is not None:
+    llm = LLM(path, dtype="float32" if as_gguf or adapter is not None else HF_TYPES[kind])
+    if adapter is not None:  # merged in fp32: an adapter is checked against, and fits, the base as it was trained
         load_adapter(llm.model, "adapter", adapter)
         merge(llm.model, "adapter")
-    if as_gguf:
-        notes = save_gguf(llm.model, llm.tokenizer, out, kind, llm.renderer.chat_template, path.stem)
-    else:
-        notes = []
-        save_weights(llm.model, out)
-        llm.renderer.save(out)
-        if path.is_dir() and (generation := read_generation_config(path)):
-            write_generation_config(out, generation)
+    notes: list[str] = []
+    try:
+        if as_gguf:
+            name = path.resolve().name.removesuffix(".gguf")
+            notes = save_gguf(llm.model, llm.tokenizer, out, kind, _template(llm, path), name)
+        else:
+            with _whole_folder(out) as folder:
+                _save_folder(llm, path, folder, HF_TYPES[kind])
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}; choose another place") from None
     for note in notes:
         console.print(escape(note), style="yellow", highlight=False, soft_wrap=True)
     size = sum(f.stat().st_size for f in ([out] if as_gguf else out.iterdir()))
     console.print(escape(f"{out}: {size / 1e6:,.1f} MB"), style="bold", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its name when all is written; on an error nothing stays."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_folder(llm: LLM, path: Path, folder: Path, kind: str) -> None:
+    """All files of a Hugging Face folder. Its generation_config.json says where replies end, whatever ``path`` says."""
+    dtype: torch.dtype = getattr(torch, kind)
+    for name, tensor in llm.model.state_dict().items():
+        if dtype == torch.float16 and not float(tensor.abs().max()) <= torch.finfo(dtype).max:
+            raise InputError(f"{path}: tensor {name!r} has values that f16 cannot hold; use --type bf16 or f32")
+    save_weights(llm.model.to(dtype), folder)
+    template = _template(llm, path)
+    if llm.has_renderer:
+        llm.renderer.save(folder)
+    else:
+        llm.tokenizer.save(folder, template or "")
+        if template is None:
+            (folder / "chat_template.jinja").unlink()
+    own = read_generation_config(path) if path.is_dir() else {}
+    write_generation_config(folder, {"eos_token_id": list(llm.engine.eos_ids)} | own)
+
+
+def _template(llm: LLM, path: Path) -> str | None:
+    return llm.renderer.chat_template if llm.has_renderer else _read(path).chat_template
 
 
 def view(file: Path, model: Path, html: Path | None, limit: int, console: Console) -> None:

@@ -5,6 +5,7 @@ Not here: sizes of released checkpoints, or anything about training.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import model_validator
@@ -47,6 +48,8 @@ class Context(Config):
             )
         if self.method == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(f"low_freq_factor must be below high_freq_factor, got {self.low_freq_factor}")
+        if self.method == "yarn" and not 0 < self.beta_slow <= self.beta_fast < math.inf:
+            raise ValueError(f"yarn needs 0 < beta_slow <= beta_fast, got {self.beta_slow} and {self.beta_fast}")
         return self
 
     @property
@@ -79,6 +82,12 @@ class Context(Config):
     def extends(self, tokens: int) -> bool:
         """True where a sequence that will occupy ``tokens`` positions is coded beyond the native length."""
         return self.always or tokens > self.native
+
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
 
 
 class ModelConfig(Config):
@@ -114,6 +123,13 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        small = [name for name in _SIZES if getattr(self, name) < 1]
+        if small:
+            raise ValueError(f"{small[0]} must be >= 1, got {getattr(self, small[0])}")
+        if not (1 < self.rope_theta < math.inf and 0 <= self.rms_norm_eps < math.inf):
+            raise ValueError(
+                f"rope_theta must be above 1 and rms_norm_eps >= 0, got {self.rope_theta} and {self.rms_norm_eps}"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -135,8 +151,10 @@ class ModelConfig(Config):
 
     @property
     def longest(self) -> int:
-        """Most positions a sequence may take."""
-        return self.max_position_embeddings if self.context is None else self.context.target
+        """Most positions a sequence may take. Llama 3's scaling does not say it: 3.1 is made for twice its target."""
+        if self.context is None or self.context.method == "llama3":
+            return self.max_position_embeddings
+        return self.context.target
 
     def is_moe_layer(self, layer: int) -> bool:
         """True where layer ``layer`` has experts (HF rule: sparse step and mlp_only_layers)."""

@@ -97,9 +97,7 @@ def load_gguf(path: Path, dtype: torch.dtype = torch.float32, device: torch.devi
     file = read_gguf(path)
     config = config_from_gguf(file)
     source = GGUFSource(file, config.head_dim)
-    model = weights.empty_model(config, dtype, device)
-    weights.fill(model, source)
-    return model
+    return weights.build(config, source, dtype, device)
 
 
 def require_package(path: Path) -> None:

@@ -72,11 +72,14 @@ class _Tensor:
         return math.prod(self.shape) // elements * size
 
 
-def save_gguf(model: Qwen3, tokenizer: Tokenizer, path: Path, kind: str, chat_template: str, name: str) -> list[str]:
+def save_gguf(
+    model: Qwen3, tokenizer: Tokenizer, path: Path, kind: str, chat_template: str | None, name: str
+) -> list[str]:
     """Write a model, its tokenizer and its chat template as one GGUF file; ``path`` is whole or untouched.
 
     Args:
-        model: of any float type, any device. kind: f32, f16, bf16, q8_0 or q4_0. name: shown by other programs.
+        model: of any float type, any device. kind: f32, f16, bf16, q8_0 or q4_0. chat_template: None for a model
+            without. name: shown by other programs.
 
     Returns:
         The tensors kept as F16 in a quantised kind because their rows are no multiple of 32.
@@ -97,7 +100,8 @@ def save_gguf(model: Qwen3, tokenizer: Tokenizer, path: Path, kind: str, chat_te
         writer = gguf.GGUFWriter(temporary, arch)
         try:
             _add_metadata(writer, config, arch, {"general.name": name, "general.file_type": _FILE_TYPES[kind]})
-            for key, value in (vocabulary | {"tokenizer.chat_template": chat_template}).items():
+            template = {} if chat_template is None else {"tokenizer.chat_template": chat_template}
+            for key, value in (vocabulary | template).items():
                 _add(writer, key, value)
             for tensor in tensors:
                 stored = gguf.GGMLQuantizationType[tensor.type]

@@ -9,6 +9,7 @@ Face has no word for goes under ``twofold``. Not here: tensors (``weights.py``),
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def config_from_hf(values: Mapping[str, Any], origin: str) -> ModelConfig:
         InputError: another architecture, a feature this model does not have, a missing key or an impossible value.
     """
     family = values.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise InputError(f"{origin}: model_type {family!r} is not supported; use one of {', '.join(ARCHITECTURES)}")
     _refuse_features(values, family, origin)
     known = {key: _required(values, key, origin) for key in _SHAPE}
@@ -247,7 +248,7 @@ def _own(values: Mapping[str, Any], keys: tuple[str, ...], origin: str) -> dict[
 def _lengths(rope: Mapping[str, Any], origin: str) -> dict[str, int]:
     """native and target, in tokens, from the original length and the factor."""
     native, factor = (_required(rope, key, origin) for key in ("original_max_position_embeddings", "factor"))
-    if not (isinstance(native, int) and isinstance(factor, int | float) and native > 0 and factor >= 1):
+    if not (isinstance(native, int) and isinstance(factor, int | float) and native > 0 and 1 <= factor < math.inf):
         raise InputError(f"{origin}: original_max_position_embeddings = {native!r} and factor = {factor!r} do not fit")
     target = round(native * factor)
     if target / native != factor:

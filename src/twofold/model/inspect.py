@@ -127,7 +127,7 @@ def _family(config: ModelConfig) -> str:
         family = model_type(config)
     except InputError:
         family = "of its own"
-    same = [name for name, known in PRESETS.items() if known == config.model_copy(update={"context": None})]
+    same = [name for name, known in PRESETS.items() if _shape(known) == _shape(config)]
     if not config.num_experts:
         text = f"{family}, dense"
     else:
@@ -135,6 +135,11 @@ def _family(config: ModelConfig) -> str:
         text = f"{family}, {config.num_experts} experts of which {config.num_experts_per_tok} see a token, "
         text += f"in {layers} of {config.num_hidden_layers} layers"
     return text + (f" (the shape of {' and '.join(same)})" if same else "")
+
+
+def _shape(config: ModelConfig) -> ModelConfig:
+    """What does not change when a model is made for another context."""
+    return config.model_copy(update={"context": None, "max_position_embeddings": 1})
 
 
 def _parameters(config: ModelConfig) -> str:

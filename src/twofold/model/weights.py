@@ -84,6 +84,8 @@ class FolderSource:
                 self.entries[name] = (folder / file, entry)
             for name in (name for name, place in listed.items() if place == file and name not in header):
                 raise InputError(f"{folder / INDEX} expects tensor {name!r} in {file}, which lacks it; copy both again")
+        if "embed_tokens.weight" in self.entries:  # saved without a head, as Qwen3-Embedding is: no prefix
+            self.entries = {f"model.{name}": entry for name, entry in self.entries.items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: entry.shape for name, (_, entry) in self.entries.items()}
@@ -252,6 +254,12 @@ def load_weights(folder: Path, dtype: torch.dtype = torch.float32, device: torch
     config = read_config(folder)
     source = FolderSource(folder)
     source.check_dtypes()
+    return build(config, source, dtype, device)
+
+
+def build(config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device | str) -> Qwen3:
+    """The model of a configuration, filled; tensors that do not fit it are refused before memory is taken."""
+    match(empty_model(config, device="meta"), source)
     model = empty_model(config, dtype, device)
     fill(model, source)
     return model

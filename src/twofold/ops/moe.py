@@ -3,8 +3,8 @@
 Same result as ``reference.moe`` (the loop with masks), same code for training and decoding; no capacity limit, no
 dropped tokens, no padding and no copy of weights: extra memory is a few activations a chosen expert. Small experts and
 GPUs take torch's grouped matrix product. Large experts on a CPU with several threads are shared out, one expert to one
-thread: a product of a few rows is slower on all threads than on one (torch 2.13: 0.4 to 2 GB/s of weights against 5 to
-9 at 2 to 16 rows). Routing itself is ``reference.route``: it is small.
+thread, because torch's fp32 product of a few rows is often slower on all threads than on one. Routing itself is
+``reference.route``: it is small.
 
 Shape legend: T tokens, D width, E experts, k experts per token, I expert width, J = 2I, A = T * k chosen experts,
 sorted by expert.

@@ -117,5 +117,5 @@ def over_step(counts: Sequence[torch.Tensor]) -> torch.Tensor:
 @torch.no_grad()
 def _routed(model: Qwen3, batch: TokenBatch) -> torch.Tensor:
     routing = Routing()
-    model(batch.tokens_T, batch.positions_T, AttnInputs.packed(batch.cu_seqlens), routing)
+    model(batch.tokens_T, batch.positions_T, AttnInputs.packed(batch.cu_seqlens, batch.tokens_T.device), routing)
     return assignments(routing)

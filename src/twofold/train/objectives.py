@@ -49,7 +49,7 @@ class Scored:
     """Hidden states and logits of the places of a batch that carry a loss weight."""
 
     def __init__(self, model: Qwen3, batch: TokenBatch, routing: Routing | None = None) -> None:
-        attn = AttnInputs.packed(batch.cu_seqlens)
+        attn = AttnInputs.packed(batch.cu_seqlens, batch.tokens_T.device)
         hidden = model(batch.tokens_T, batch.positions_T, attn, routing)
         self.places_A = batch.weights_T.nonzero().flatten()
         self.weights_A = batch.weights_T[self.places_A]
