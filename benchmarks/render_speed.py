@@ -1,11 +1,11 @@
-"""How long rendering takes beyond encoding, and whether our encoding keeps up with the library it calls.
+"""How long rendering takes beyond encoding.
 
     python -m benchmarks.render_speed FOLDER [--rounds 50] [--out FILE]
 
 FOLDER holds a tokenizer.json and a chat template (the official Qwen3 files for the published figures). Rendering: one
 conversation of 20 turns (10 user, 10 assistant with reasoning), once with all its texts already encoded, which leaves
-our own part, and once as it is, beside one call of the tokenizers library on the whole text. Encoding:
-``Tokenizer.encode_batch`` against the library's own batch call on the same texts. Sides take turns; medians count.
+our own part, and once as it is, beside one call of the tokenizers library on the whole text. Sides take turns; medians
+count. Encoding itself is measured in ``parse_speed``.
 """
 
 from __future__ import annotations
@@ -94,24 +94,8 @@ def rendering(renderer: Renderer, library: tokenizers.Tokenizer, rounds: int) ->
     }
 
 
-def encoding(renderer: Renderer, library: tokenizers.Tokenizer, rounds: int) -> dict[str, float]:
-    """Our batch encoding of 400 texts against the library's."""
-    rng = random.Random(1)
-    texts = [prose(rng, rng.randint(20, 400)) for _ in range(400)]
-    sides = {
-        "ours": lambda: renderer.tokenizer.encode_batch(texts),
-        "library": lambda: [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)],
-    }
-    found = medians(sides, rounds)
-    return {
-        "ours_ms": round(found["ours"], 2),
-        "library_ms": round(found["library"], 2),
-        "ours_over_library": round(found["ours"] / found["library"], 3),
-    }
-
-
 def main() -> None:
-    """Measure both, print, and write the figures if asked to."""
+    """Measure, print, and write the figures if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=50)
@@ -119,10 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     renderer = Renderer.from_pretrained(arguments.folder)
     library = tokenizers.Tokenizer.from_file(str(arguments.folder / "tokenizer.json"))
-    results = {
-        "rendering": rendering(renderer, library, arguments.rounds),
-        "encoding": encoding(renderer, library, max(3, arguments.rounds // 5)),
-    }
+    results = rendering(renderer, library, arguments.rounds)
     print(json.dumps(results, indent=1))
     if arguments.out:
         facts = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}

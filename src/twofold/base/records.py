@@ -30,13 +30,14 @@ class Message:
     """One turn of a conversation.
 
     ``reasoning`` is the text inside the think block (assistant only): None means "no block was written",
-    an empty string means an empty block.
+    an empty string means an empty block. ``tool_call_id``: the call that a tool's result answers; no template shows it.
     """
 
     role: Role
     content: str = ""
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,9 +139,9 @@ class Renderer:
         self,
         messages: Conversation,
         tools: Tools | None = None,
-        *,
         thinking: bool = True,
         add_generation_prompt: bool = False,
+        *,
         empty_think_trained: bool = False,
         weights: Weights | None = None,
     ) -> Rendered:

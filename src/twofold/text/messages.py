@@ -6,6 +6,7 @@ formats (``formats.py``), and the parsing of what a model sampled (``parse.py``)
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
@@ -24,6 +25,7 @@ _UNSUPPORTED = {  # what an assistant said, in fields that no template shows
     "refusal": "write its text into content",
     "audio": "write its transcript into content",
 }
+_KEYS = ("role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id")
 _SOFT_SWITCH = re.compile(r"(?<!\S)/(no_think|think)(?=[.,;:!?)\"']*(?:\s|$))")
 
 
@@ -125,7 +127,8 @@ def messages_from_openai(rows: Sequence[Mapping[str, Any]], *, inline_thinking: 
     Accepts ``reasoning_content`` or ``reasoning``; a think block inside assistant content is split off
     (``split_thinking``). ``tool_calls`` may be nested (``{"function": {...}}``) or flat, with arguments as an
     object or as JSON text; JSON text is parsed, so it is rendered again in canonical spacing. Content may be null
-    (assistant, tool) or a list of text parts, which are joined. Role ``developer`` is read as ``system``.
+    (assistant, tool) or a list of text parts, which are joined. Role ``developer`` is read as ``system``. Keys that no
+    template shows are left out; one that is nearly a field's name is an error.
 
     Args:
         rows: the messages.
@@ -211,6 +214,9 @@ def _from_openai(index: int, row: Mapping[str, Any], inline_thinking: bool) -> M
     for key, instead in _UNSUPPORTED.items():
         if row.get(key):
             raise InputError(f"{where}.{key} is not supported; {instead}")
+    for key in row.keys() - {*_KEYS, *_UNSUPPORTED}:  # data sets carry keys of their own; a misspelled one is none
+        if near := difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.8):
+            raise InputError(f"{where}.{key} is not a field; did you mean {near[0]!r}?")
     content = _content(where, role, row.get("content"))
     reasoning = _reasoning(where, row)
     if role == "assistant" and reasoning is None and inline_thinking:
@@ -223,6 +229,7 @@ def _from_openai(index: int, row: Mapping[str, Any], inline_thinking: bool) -> M
         content=content,
         reasoning=reasoning,
         tool_calls=tuple(_call_from_openai(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)),
+        tool_call_id=str(row.get("tool_call_id") or "") if role == "tool" else "",
     )
 
 
@@ -273,6 +280,8 @@ def _to_openai(message: Message) -> dict[str, Any]:
         row["reasoning_content"] = message.reasoning
     elif message.role == "assistant" and "</think>" in message.content:
         row["reasoning_content"] = ""
+    if message.tool_call_id:
+        row["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         row["tool_calls"] = [
             {

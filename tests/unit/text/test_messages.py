@@ -30,7 +30,7 @@ def test_openai_forms_are_read() -> None:
         Message("system", "be brief"),
         Message("user", "ab"),
         Message("assistant", "", "r", (ToolCall("f", {"a": 1}, "c1"),)),
-        Message("tool", "1"),
+        Message("tool", "1", tool_call_id="c1"),
         Message("assistant", "done", None, (ToolCall("g", {"b": 2}),)),
     ]
 
@@ -66,7 +66,7 @@ def test_to_openai_comes_back() -> None:
     messages = [
         Message("user", "q"),
         Message("assistant", "a</think>b", "r", (ToolCall("f", {"x": [1]}, "id1"),)),
-        Message("tool", "1"),
+        Message("tool", "1", tool_call_id="c1"),
         Message("assistant", "", None),
     ]
     assert messages_from_openai(messages_to_openai(messages)) == messages
@@ -141,3 +141,22 @@ def test_last_flag(texts: list[str], flag: str | None) -> None:
 def test_last_flag_reads_user_and_system_turns_only() -> None:
     messages = [Message("system", "/no_think"), Message("user", "q"), Message("assistant", "try /think")]
     assert last_flag(messages) == "no_think"
+
+
+def test_a_misspelled_field_is_an_error_and_a_foreign_one_is_not() -> None:
+    row = {"role": "assistant", "content": "4", "resoning_content": "2 + 2"}
+    with pytest.raises(
+        InputError, match=r"messages\[1\].resoning_content is not a field; did you mean 'reasoning_content'"
+    ):
+        messages_from_openai([{"role": "user", "content": "2+2"}, row])
+    assert messages_from_openai([{"role": "user", "content": "2+2", "created": 7}]) == [Message("user", "2+2")]
+
+
+def test_tool_results_keep_the_call_they_answer() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {}}}
+    rows = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "c1"},
+    ]
+    assert messages_to_openai(messages_from_openai(rows)) == rows
