@@ -136,3 +136,25 @@ def test_exact_attention_and_long_context_are_settings(folder: Path, caplog: pyt
     with caplog.at_level("INFO", "twofold"):
         assert LLM(folder, exact=True).model.attention_dtype == torch.float64
     assert "computing in torch.float32 (" in caplog.text
+
+
+def test_what_cannot_be_honoured_is_refused(llm: LLM) -> None:
+    for call, words in (
+        (lambda: llm.score([[1, 2, 10**6]]), "token 1000000 is none"),
+        (lambda: llm.generate([[-1]]), "token -1 is none"),
+        (lambda: llm.score([[1] * 161]), "context is 160"),
+        (lambda: llm.generate([[1] * 160], GREEDY), "the prompt has 160 tokens"),
+        (lambda: llm.generate("sum"), "must be a list"),
+        (lambda: llm.chat(ASK, n=2), "one reply"),
+        (lambda: next(llm.stream(ASK, n=2)), "one reply"),
+        (lambda: llm.chat(ASK, stop_token_ids=(5,)), "stop_token_ids is not supported"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+def test_given_parameters_meet_the_context_and_an_open_think_block(llm: LLM) -> None:
+    made = llm.generate([[5] * 150], SamplingParams(0.0, max_tokens=100))[0]
+    assert len(made.token_ids) <= 10
+    inside = [*llm.renderer.prompt_ids(ASK), *llm.tokenizer.encode_with_special("<think>\n")]
+    assert llm.generate([inside], SamplingParams(max_tokens=60, thinking_budget=0))[0].forced[0]

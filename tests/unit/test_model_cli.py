@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from twofold import cli
+from twofold.base.records import InputError
 from twofold.llm import LLM
 from twofold.model.config import ModelConfig
+from twofold.model.gguf_config import describe_gguf
 from twofold.model.lora import LoraConfig, attach
 from twofold.model.peft_io import save_adapter
 from twofold.model.qwen3 import Qwen3
+from twofold.model.weights import save_weights
 from twofold.recipes.pretrain import save_model
 from twofold.text.tokenizer import Tokenizer
 
@@ -114,3 +118,84 @@ def test_data_view_on_the_terminal_and_as_a_page(folder: Path, tmp_path: Path) -
     assert "<html" in page.read_text() and "assistant" in page.read_text()
     file.write_text("{broken\n")
     assert "error:" in run("data", "view", file, "--model", folder, code=1)
+
+
+def copied(folder: Path, to: Path, *without: str) -> Path:
+    shutil.copytree(folder, to)
+    for name in without:
+        (to / name).unlink()
+    return to
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"])
+def test_export_keeps_a_template_of_no_family_and_needs_none(
+    folder: Path, tmp_path: Path, template: str | None
+) -> None:
+    pytest.importorskip("gguf")
+    bare = copied(folder, tmp_path / "bare-0.6B", "chat_policy.json", "chat_template.jinja")
+    if template is not None:
+        (bare / "chat_template.jinja").write_text(template)
+    run("export", bare, tmp_path / "out", "--type", "f32")
+    run("export", bare, tmp_path / "out.gguf", "--type", "f32")
+    found = describe_gguf(tmp_path / "out.gguf")
+    written = tmp_path / "out" / "chat_template.jinja"
+    assert found.chat_template == template == (written.read_text() if written.exists() else None)
+    assert found.name == "bare-0.6B"  # not "bare-0"
+
+
+def test_export_is_whole_or_absent(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twofold.model_cli.write_generation_config", lambda *_: (_ for _ in ()).throw(InputError("no")))
+    run("export", folder, tmp_path / "out", code=1)
+    assert left(tmp_path) == []
+
+
+def test_export_to_a_place_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken.gguf").mkdir()
+    assert "cannot be written" in run("export", folder, tmp_path / "file" / "x", code=1)
+    assert "exists already" in run("export", folder, tmp_path / "taken.gguf", "--type", "f32", code=1)
+    assert left(tmp_path) == ["file", "taken.gguf"]
+
+
+def test_export_says_where_replies_end(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    run("export", folder, tmp_path / "a.gguf", "--type", "f32")
+    run("export", tmp_path / "a.gguf", tmp_path / "back", "--type", "f32")
+    eos = json.loads((tmp_path / "back" / "generation_config.json").read_text())["eos_token_id"]
+    assert LLM(tmp_path / "a.gguf").tokenizer.im_end in eos
+
+
+def test_export_refuses_values_beyond_f16(folder: Path, tmp_path: Path) -> None:
+    big = copied(folder, tmp_path / "big")
+    llm = LLM(big)
+    with torch.no_grad():
+        llm.model.model.norm.weight.fill_(1e6)
+    save_weights(llm.model, big)
+    assert "f16 cannot hold" in run("export", big, tmp_path / "out", "--type", "f16", code=1)
+    assert left(tmp_path) == ["big"]
+
+
+def test_an_adapter_merges_into_any_type(folder: Path, tmp_path: Path) -> None:
+    """The base is compared as it was trained, before it is rounded to the type."""
+    llm = LLM(folder)
+    attach(llm.model, "new", LoraConfig(r=2, targets=("q_proj",)))
+    save_adapter(llm.model, "new", tmp_path / "adapter")
+    for kind in ("f16", "bf16"):
+        run("export", folder, tmp_path / kind, "--type", kind, "--adapter", tmp_path / "adapter")
+
+
+def test_inspect_fails_where_weights_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    damaged = copied(folder, tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "10 bytes are missing" in run("inspect", damaged, code=1)
+    run("export", folder, tmp_path / "a.gguf", "--type", "f32")
+    data = (tmp_path / "a.gguf").read_bytes()
+    assert gguf and b"blk.0.attn_q.weight" in data
+    (tmp_path / "b.gguf").write_bytes(data.replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"))
+    assert "blk.0.attn_x.weight" in run("inspect", tmp_path / "b.gguf", code=1)

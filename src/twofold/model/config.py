@@ -88,6 +88,7 @@ _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings",
 )  # fmt: skip
+_MOST = 10_000
 
 
 class ModelConfig(Config):
@@ -126,6 +127,8 @@ class ModelConfig(Config):
         small = [name for name in _SIZES if getattr(self, name) < 1]
         if small:
             raise ValueError(f"{small[0]} must be >= 1, got {getattr(self, small[0])}")
+        if self.num_hidden_layers > _MOST or self.num_experts > _MOST:  # a damaged number: building would not end
+            raise ValueError(f"num_hidden_layers and num_experts must be <= {_MOST}")
         if not (1 < self.rope_theta < math.inf and 0 <= self.rms_norm_eps < math.inf):
             raise ValueError(
                 f"rope_theta must be above 1 and rms_norm_eps >= 0, got {self.rope_theta} and {self.rms_norm_eps}"

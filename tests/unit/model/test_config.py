@@ -77,3 +77,32 @@ def test_the_longest_sequence_and_how_it_is_reached(make_config: Callable[..., M
 def test_a_missing_key_is_an_error() -> None:
     with pytest.raises(ValidationError, match="rope_theta"):
         ModelConfig(vocab_size=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_key_value_heads", 0),
+        ("hidden_size", -16),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", 10**9),
+        ("head_dim", 0),
+        ("rope_theta", 1.0),
+    ],
+)
+def test_impossible_sizes_are_refused_by_name(
+    field: str, value: float, make_config: Callable[..., ModelConfig]
+) -> None:
+    with pytest.raises(ValidationError, match=field):
+        make_config(**{field: value})
+
+
+def test_yarn_needs_rotations_in_order() -> None:
+    with pytest.raises(ValidationError, match="beta_slow"):
+        Context(native=32, target=64, beta_fast=0.0)
+
+
+def test_llama3_scaling_does_not_bound_the_length(make_config: Callable[..., ModelConfig]) -> None:
+    context = {"native": 8192, "target": 65536, "method": "llama3"}
+    assert make_config(max_position_embeddings=131072, context=context).longest == 131072
+    assert make_config(context={"native": 32, "target": 256}).longest == 256

@@ -233,3 +233,17 @@ def test_generation_config(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(InputError, match=r"generation_config\.json is damaged"):
         read_generation_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": ["qwen3"]}, "model_type"),
+        ({"rope_scaling": YARN | {"factor": float("inf")}}, "factor = inf"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be >= 1"),
+        ({"hidden_size": -1}, "hidden_size must be >= 1"),
+    ],
+)
+def test_values_that_no_model_has(changes: dict[str, Any], words: str, make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match=words):
+        config_from_hf(values_of(make_config()) | changes, "config.json")

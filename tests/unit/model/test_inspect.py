@@ -129,3 +129,8 @@ def test_showing_and_refusing(make_model: Make) -> None:
             describe(checkpoint, **options)
     with pytest.raises(InputError, match="'int4' is unknown"):
         describe(checkpoint, dtype="int4")
+
+
+def test_the_shape_is_named_whatever_the_context(make_model: Make) -> None:
+    base = preset("Qwen3-8B").model_copy(update={"max_position_embeddings": 32768})
+    assert "the shape of Qwen3-8B" in text_of(Checkpoint("x", "folder", base, {}))["family"]

@@ -319,3 +319,20 @@ def test_the_type_to_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
         assert resolve_dtype("auto", "cuda")[0] == dtype
     with pytest.raises(InputError, match="'int8' is unknown; use one of auto, float32, float16, bfloat16"):
         resolve_dtype("int8", "cpu")
+
+
+def test_a_folder_saved_without_the_prefix_loads(make_model: Make, tmp_path: Path) -> None:
+    """Qwen3-Embedding's files come from a model without a head, whose names have no ``model.`` in front."""
+    model = make_model()
+    save_weights(model, tmp_path)
+    bare = {name.removeprefix("model."): tensor.clone() for name, tensor in to_hf(model).items()}
+    save_file(bare, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_equal(load_weights(tmp_path), model)
+
+
+def test_a_misfit_takes_no_memory(make_model: Make, tmp_path: Path) -> None:
+    save_weights(make_model(), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"vocab_size": 10**12}))
+    with pytest.raises(InputError, match=r"embed_tokens.weight' has shape \(40, 16\)"):
+        load_weights(tmp_path)
