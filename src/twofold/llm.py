@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 
+from twofold.base.gguf_file import read_metadata
 from twofold.base.records import Completion, FinishReason, InputError, Message, Request, SamplingParams, ToolCall
+from twofold.engine.embed import embed, relevance
 from twofold.engine.engine import Engine
 from twofold.engine.rows import ThinkTokens
-from twofold.model.gguf_file import read_metadata
 from twofold.model.gguf_read import load_gguf
 from twofold.model.hf_config import read_generation_config
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import load_weights, resolve_dtype
 from twofold.text.chat import Renderer
-from twofold.text.families import recognise
 from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 from twofold.text.parse import Delta, Parsed, StreamParser, parse
 from twofold.text.policy import ChatPolicy
+from twofold.text.retrieval import DEFAULT_TASK, embedding_ids, query_text, rerank_ids, yes_no_ids
 from twofold.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("twofold")
@@ -189,6 +190,30 @@ class LLM:
                 raise InputError(f"{len(tokens)} tokens to score, the model's context is {self.model.config.longest}")
         return self.engine.score(token_lists)
 
+    def embed(self, texts: Sequence[str], task: str | None = None, dimensions: int | None = None) -> torch.Tensor:
+        """Embedding vectors in Qwen3-Embedding's form, L2-normalised fp32 [texts, dimensions or model width].
+
+        Args:
+            texts: queries where ``task`` says in a sentence what is looked for, documents without. dimensions: keep the
+                first ones (Matryoshka).
+
+        Raises:
+            InputError: a text too long for the model, or dimensions out of range.
+        """
+        shown = [text if task is None else query_text(text, task) for text in texts]
+        limit = self.model.config.longest
+        return embed(self.model, [embedding_ids(self.tokenizer, text, limit) for text in shown], dimensions)
+
+    def rerank(self, query: str, documents: Sequence[str], task: str = DEFAULT_TASK) -> list[float]:
+        """How relevant each document is to the query, 0 to 1, in Qwen3-Reranker's form.
+
+        Raises:
+            InputError: a document too long for the model, or a tokenizer without the tokens "yes" and "no".
+        """
+        limit = self.model.config.longest
+        pairs = [rerank_ids(self.tokenizer, query, text, task, max_tokens=limit) for text in documents]
+        return relevance(self.model, pairs, *yes_no_ids(self.tokenizer)).tolist()
+
     def _check_tokens(self, ids: Sequence[int]) -> None:
         rows = self.model.config.vocab_size
         if ids and not 0 <= min(ids) <= max(ids) < rows:
@@ -202,10 +227,15 @@ class LLM:
         if room < 1:
             raise InputError(f"the prompt has {len(ids)} tokens, the model's context {self.model.config.longest}")
         params = sampling if isinstance(sampling, SamplingParams) else self._params(sampling)
-        if params.stop_token_ids:
-            raise InputError("stop_token_ids is not supported; cut the reply where the token stands")
+        if not isinstance(sampling, SamplingParams) and "max_tokens" not in sampling:
+            room = min(room, self._native_room(len(ids)) or room)
         params = replace(params, max_tokens=min(params.max_tokens, room))
         return Request(tuple(ids), params, StreamParser(self.tokenizer, ids).in_think)
+
+    def _native_room(self, length: int) -> int:
+        """Tokens after which a sequence would be coded beyond the native length; 0 where that is decided already."""
+        context = self.model.config.context
+        return 0 if context is None or context.always else max(0, context.native + 1 - length)
 
     def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
         own = {key: self._generation[key] for key in _SAMPLING_KEYS if self._generation.get(key) is not None}
@@ -252,15 +282,9 @@ def _load_gguf(path: Path, dtype: torch.dtype, device: str | torch.device, polic
     tokenizer = tokenizer_from_gguf(metadata, str(path))
     model = load_gguf(path, dtype, device)
     template = metadata.get("tokenizer.chat_template")
-    renderer = _or_error(lambda: Renderer(tokenizer, policy or recognise(_present(template, path))))
+    renderer = _or_error(lambda: Renderer.from_parts(tokenizer, template, policy))
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     return model, tokenizer, renderer, {} if eos is None else {"eos_token_id": eos}
-
-
-def _present(template: str | None, path: Path) -> str:
-    if template is None:
-        raise InputError(f"{path} has no chat template; choose a family: LLM(path, policy=ChatPolicy(family=...))")
-    return template
 
 
 def _or_error(make: Callable[[], Renderer]) -> Renderer | InputError:

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from twofold.base.files import write_text
+from twofold.base.gguf_file import read_gguf
 from twofold.base.records import InputError
 from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
-from twofold.model.gguf_file import read_gguf, read_metadata
 from twofold.model.gguf_read import GGUFSource
 from twofold.model.gguf_write import KINDS, save_gguf
 from twofold.model.hf_config import read_generation_config, write_generation_config
@@ -30,7 +30,6 @@ from twofold.model.peft_io import load_adapter
 from twofold.model.weights import empty_model, match, save_weights
 from twofold.recipes.post import find_model
 from twofold.text.chat import Renderer
-from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 from twofold.text.view import html_view, terminal_view, view_file
 
 HF_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -154,10 +153,4 @@ def view(file: Path, model: Path, html: Path | None, limit: int, console: Consol
 def _renderer(model: Path) -> Renderer:
     """The renderer of a model, without its weights; a folder of a tokenizer and a chat template is enough."""
     path = model if (model / "tokenizer.json").is_file() else find_model(model)
-    if path.suffix != ".gguf":
-        return Renderer.from_pretrained(path)
-    metadata = read_metadata(path)
-    template = metadata.get("tokenizer.chat_template")
-    if template is None:
-        raise InputError(f"{path} has no chat template, so nothing says how its chats are written; give another model")
-    return Renderer.from_parts(tokenizer_from_gguf(metadata, str(path)), template)
+    return Renderer.from_pretrained(path)

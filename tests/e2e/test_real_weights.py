@@ -22,11 +22,11 @@ import pytest
 import torch
 
 from twofold.base.files import sha256_file
+from twofold.base.gguf_file import read_metadata
 from twofold.base.records import Request, SamplingParams
 from twofold.engine.engine import Engine
 from twofold.model import gguf_read, gguf_write
 from twofold.model.config import ModelConfig
-from twofold.model.gguf_file import read_metadata
 from twofold.model.hf_config import config_to_hf
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import to_hf
@@ -44,7 +44,7 @@ from pathlib import Path
 from twofold.base.log import peak_memory_bytes
 from twofold.model import gguf_read, gguf_write
 from twofold.model.config import ModelConfig
-from twofold.model.gguf_file import read_metadata
+from twofold.base.gguf_file import read_metadata
 from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 before = peak_memory_bytes()

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import twofold
-from twofold.base.records import InputError, SamplingParams
+from twofold.base.records import InputError, Request, SamplingParams
 from twofold.llm import LLM
-from twofold.model.config import ModelConfig
+from twofold.model.config import Context, ModelConfig
 from twofold.model.gguf_write import save_gguf
 from twofold.model.hf_config import write_generation_config
 from twofold.model.qwen3 import Qwen3
@@ -147,7 +147,6 @@ def test_what_cannot_be_honoured_is_refused(llm: LLM) -> None:
         (lambda: llm.generate("sum"), "must be a list"),
         (lambda: llm.chat(ASK, n=2), "one reply"),
         (lambda: next(llm.stream(ASK, n=2)), "one reply"),
-        (lambda: llm.chat(ASK, stop_token_ids=(5,)), "stop_token_ids is not supported"),
     ):
         with pytest.raises(InputError, match=words):
             call()
@@ -158,3 +157,41 @@ def test_given_parameters_meet_the_context_and_an_open_think_block(llm: LLM) -> 
     assert len(made.token_ids) <= 10
     inside = [*llm.renderer.prompt_ids(ASK), *llm.tokenizer.encode_with_special("<think>\n")]
     assert llm.generate([inside], SamplingParams(max_tokens=60, thinking_budget=0))[0].forced[0]
+
+
+def test_stop_tokens_end_one_request_and_not_its_neighbour(llm: LLM) -> None:
+    [whole] = llm.generate([[5, 6, 7]], GREEDY)
+    stop = whole.token_ids[3]
+    first = whole.token_ids.index(stop)
+    requests = [
+        Request((5, 6, 7), SamplingParams(0.0, max_tokens=12, stop_token_ids=(stop,))),
+        Request((5, 6, 7), GREEDY),
+    ]
+    cut, other = llm.engine.generate(requests)
+    assert cut.token_ids == whole.token_ids[: first + 1] and cut.finish_reason == "stop"
+    assert other.token_ids == whole.token_ids
+
+
+def test_without_a_limit_a_reply_stays_within_the_native_length(folder: Path) -> None:
+    llm = LLM(folder)
+    llm.model.config = llm.model.config.model_copy(update={"context": Context(native=80, target=160)})
+    length = len(llm.renderer.prompt_ids(ASK))
+    assert llm._request(list(range(length)), {}).params.max_tokens == 81 - length
+    assert not llm.engine.extends(llm._request(list(range(length)), {}))
+    assert llm.engine.extends(llm._request(list(range(length)), {"max_tokens": 100}))
+    assert llm._request(list(range(100)), {}).params.max_tokens == 60
+
+
+def test_embeddings_and_relevance(folder: Path) -> None:
+    texts = [*TEXTS, *["yes no yes no Judge whether the Document meets the requirements"] * 9]
+    model, tokenizer = LLM(folder).model, Tokenizer.train(texts, 330)
+    wide = Qwen3(model.config.model_copy(update={"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 2048}))
+    wide.init_weights(1)
+    llm = LLM.__new__(LLM)
+    llm.model, llm.tokenizer = wide, tokenizer
+    vectors = llm.embed(["sum", "calc 37"], dimensions=8)
+    assert vectors.shape == (2, 8)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
+    assert not torch.allclose(vectors[0], llm.embed(["sum"], task="find sums", dimensions=8)[0])
+    scores = llm.rerank("sum", ["sum", "calc"])
+    assert len(scores) == 2 and all(0 < score < 1 for score in scores)

@@ -47,7 +47,7 @@ class SamplingParams:
     temperature 0 is greedy; top_p 1 and top_k 0 switch those filters off. ``thinking_budget`` is the largest
     number of tokens inside the think block before the stop text is forced (None: no limit). ``seed`` makes the
     tokens a function of (seed, position) alone, whatever else is in the batch. ``n`` samples per prompt use
-    seeds seed, seed+1, ….
+    seeds seed, seed+1, …. ``stop_token_ids`` end a completion like the checkpoint's own end tokens do.
     """
 
     temperature: float = 0.6

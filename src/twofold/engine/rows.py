@@ -59,6 +59,7 @@ class Rows:
         self._stop_text = torch.tensor(think.stop_ids if think else (0,), dtype=torch.int64, device=device)
         self._eos = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
         self.samples: list[Sample | None] = [None] * capacity
+        self.any_stops = False  # whether a sample has stop tokens of its own
         self.count = 0
         numbers = torch.zeros(10, capacity, dtype=torch.int64, device=device).unbind()
         self.place, self.made, self.limit, self.last = numbers[:4]
@@ -78,6 +79,7 @@ class Rows:
         """
         params = sample.request.params
         self.samples[row] = sample
+        self.any_stops |= bool(params.stop_token_ids)
         self.count = max(self.count, row + 1, self.min_rows)
         self.place[row] = len(sample.request.prompt_ids) - 1
         self.made[row] = 0
@@ -118,8 +120,16 @@ class Rows:
         self.place[rows] += 1
         if self.think is not None:
             self._advance_thinking(self.think, rows, tokens, forced)
-        ended = torch.isin(tokens, self._eos) & ~forced
+        ended = torch.isin(tokens, self._eos)
+        if self.any_stops:
+            own = [token in self._own_stops(row) for row, token in zip(rows.tolist(), tokens.tolist(), strict=True)]
+            ended |= torch.tensor(own, device=ended.device)
+        ended &= ~forced
         self.live[rows] = ~(ended | (self.made[rows] >= self.limit[rows]))
+
+    def _own_stops(self, row: int) -> tuple[int, ...]:
+        sample = self.samples[row]
+        return sample.request.params.stop_token_ids if sample is not None else ()
 
     def _advance_thinking(
         self, think: ThinkTokens, rows: torch.Tensor, tokens: torch.Tensor, forced: torch.Tensor
@@ -144,9 +154,10 @@ class Rows:
         """Turn a finished row into a Completion and free it."""
         sample, made = self.samples[row], int(self.made[row])
         assert sample is not None
+        stops = {*self._eos.tolist(), *self._own_stops(row)}
         self.samples[row] = None
         tokens = self.tokens[row, :made].tolist()
-        stopped = tokens[-1] in self._eos.tolist() and not bool(self.forced[row, made - 1])
+        stopped = tokens[-1] in stops and not bool(self.forced[row, made - 1])
         return Completion(
             request_index=sample.request_index,
             sample_index=sample.sample_index,

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from twofold.base.gguf_file import GGUFFile, read_gguf
 from twofold.base.records import InputError
 from twofold.model import rope
 from twofold.model.config import Context, ModelConfig
-from twofold.model.gguf_file import GGUFFile, read_gguf
 
 ARCHITECTURES = {"qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen2": "qwen2", "llama": "llama"}  # Hugging Face's: ours
 TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}

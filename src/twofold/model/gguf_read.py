@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from twofold.base.gguf_file import BLOCKS, GGUFFile, TensorInfo, read_gguf
 from twofold.base.records import InputError
 from twofold.model import weights
 from twofold.model.gguf_config import ROPE_FACTORS, architecture, config_from_gguf, hugging_face_name, is_permuted
-from twofold.model.gguf_file import BLOCKS, GGUFFile, TensorInfo, read_gguf
 from twofold.model.qwen3 import Qwen3
 
 try:

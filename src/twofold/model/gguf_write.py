@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from twofold.base.files import atomic_path
+from twofold.base.gguf_file import BLOCKS
 from twofold.base.records import InputError
 from twofold.model import rope, weights
 from twofold.model.config import Context, ModelConfig
@@ -35,7 +36,6 @@ from twofold.model.gguf_config import (
     is_permuted,
     rope_factors,
 )
-from twofold.model.gguf_file import BLOCKS
 from twofold.model.gguf_read import PLAIN, SLICE, gguf, require_package
 from twofold.model.hf_config import model_type
 from twofold.model.qwen3 import Qwen3

@@ -11,6 +11,7 @@ Shape legend: N query heads, K key/value heads, H head dimension, E experts, I e
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -84,7 +85,8 @@ class FolderSource:
                 self.entries[name] = (folder / file, entry)
             for name in (name for name, place in listed.items() if place == file and name not in header):
                 raise InputError(f"{folder / INDEX} expects tensor {name!r} in {file}, which lacks it; copy both again")
-        if "embed_tokens.weight" in self.entries:  # saved without a head, as Qwen3-Embedding is: no prefix
+        self.headless = "embed_tokens.weight" in self.entries  # as Qwen3-Embedding is: no prefix, no head
+        if self.headless:
             self.entries = {f"model.{name}": entry for name, entry in self.entries.items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -254,6 +256,9 @@ def load_weights(folder: Path, dtype: torch.dtype = torch.float32, device: torch
     config = read_config(folder)
     source = FolderSource(folder)
     source.check_dtypes()
+    if source.headless and not config.tie_word_embeddings:
+        warnings.warn(f"{folder} has no lm_head; it gives embeddings, but no text to rely on", stacklevel=2)
+        config = config.model_copy(update={"tie_word_embeddings": True})
     return build(config, source, dtype, device)
 
 

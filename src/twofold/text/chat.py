@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from twofold.base.files import read_json
+from twofold.base.gguf_file import read_metadata
 from twofold.base.records import InputError, Message
 from twofold.text.families import recognise, template_difference
+from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 from twofold.text.messages import (
     Tools,
     TurnWeights,
@@ -85,7 +87,7 @@ class Renderer:
         self._fixed: _Seen = {}
 
     @classmethod
-    def from_parts(cls, tokenizer: Tokenizer, template: str, policy: ChatPolicy | None = None) -> Renderer:
+    def from_parts(cls, tokenizer: Tokenizer, template: str | None, policy: ChatPolicy | None = None) -> Renderer:
         """A renderer for a checkpoint's tokenizer and template (as a GGUF file carries them).
 
         Args:
@@ -96,11 +98,16 @@ class Renderer:
         Raises:
             InputError: the template is none of the families and no policy is given.
         """
-        return cls(tokenizer, policy or recognise(template))
+        if policy is None and template is None:
+            raise InputError(
+                "the checkpoint has no chat template; choose a family: policy=ChatPolicy(family=...) with one of "
+                f"{', '.join(FAMILIES)}"
+            )
+        return cls(tokenizer, policy or recognise(template or ""))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, policy: ChatPolicy | None = None) -> Renderer:
-        """The renderer of a model folder: ``tokenizer.json``, the chat template, and ``chat_policy.json`` if there.
+        """The renderer of a .gguf file or a model folder: its tokenizer, template, and ``chat_policy.json`` if there.
 
         The policy file decides where it exists. If the folder's template is not the one the checkpoint was trained
         with, a warning shows the difference and rendering follows the trained one.
@@ -109,18 +116,15 @@ class Renderer:
             InputError: a file is missing or damaged, or the template is none of the families.
         """
         folder = Path(folder)
+        if folder.suffix == ".gguf":
+            metadata = read_metadata(folder)
+            tokenizer = tokenizer_from_gguf(metadata, str(folder))
+            return cls.from_parts(tokenizer, metadata.get("tokenizer.chat_template"), policy)
         tokenizer = Tokenizer.from_folder(folder)
         saved = read_chat_policy(folder)
         found = _folder_template(folder)
-        if policy is not None:
-            return cls(tokenizer, policy)
-        if saved is None:
-            if found is None:
-                raise InputError(
-                    f"{folder} has no chat template; choose a family: Renderer.from_pretrained(folder, "
-                    f"ChatPolicy(family=...)) with one of {', '.join(FAMILIES)}"
-                )
-            return cls(tokenizer, recognise(found))
+        if policy is not None or saved is None:
+            return cls.from_parts(tokenizer, found, policy)
         trained_policy, trained = saved
         if found is not None and template_hash(found) != template_hash(trained):
             warnings.warn(

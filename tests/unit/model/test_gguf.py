@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twofold.base.gguf_file import BLOCKS, TYPES, read_gguf, read_metadata
 from twofold.base.records import InputError, Request, SamplingParams
 from twofold.engine.engine import Engine
 from twofold.model import gguf_read, gguf_write
 from twofold.model.config import Context, ModelConfig
 from twofold.model.gguf_config import describe_gguf, rope_factors
-from twofold.model.gguf_file import BLOCKS, TYPES, read_gguf, read_metadata
 from twofold.model.hf_config import config_from_hf, config_to_hf
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import to_hf

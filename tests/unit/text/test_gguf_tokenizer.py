@@ -12,9 +12,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from twofold.base.gguf_file import read_metadata
 from twofold.base.records import InputError
-from twofold.model.gguf_file import read_metadata
 from twofold.text import gguf_tokenizer
+from twofold.text.chat import ChatPolicy, Renderer
 from twofold.text.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, gguf_vocabulary, tokenizer_from_gguf
 from twofold.text.tokenizer import Tokenizer
 
@@ -170,3 +171,22 @@ def test_the_coder_file_has_the_official_ids(official: Tokenizer) -> None:
     assert found.encode_batch(texts) == official.encode_batch(texts)
     chat = "<|im_start|>user\nhi 12<|im_end|>\n<|im_start|>assistant\n"
     assert found.encode_with_special(chat) == official.encode_with_special(chat)
+
+
+def test_a_gguf_file_has_a_renderer(tmp_path: Path) -> None:
+    """``Renderer.from_pretrained`` reads tokenizer and template from the header; no weights are needed."""
+    gguf = pytest.importorskip("gguf")
+    tokenizer = Tokenizer.train(["user assistant system hello there"] * 4, 320)
+    path = tmp_path / "small.gguf"
+    writer = gguf.GGUFWriter(path, "qwen3")
+    for key, value in gguf_vocabulary(tokenizer, tokenizer.vocab_size).items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    writer.add_chat_template(ChatPolicy().template)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    ask = [{"role": "user", "content": "hello"}]
+    assert Renderer.from_pretrained(path).prompt_ids(ask) == Renderer(tokenizer).prompt_ids(ask)
