@@ -6,6 +6,7 @@ The official files lie in the folder named by TWOFOLD_ASSETS: ``package/models/t
 
 from __future__ import annotations
 
+import gettext
 import os
 import pydoc_data.topics
 import random
@@ -165,6 +166,31 @@ def test_text_in_ten_scripts_equals_tiktoken(from_ranks: Tokenizer, reference: C
 
 
 @pytest.mark.slow
+def translations(language: str, count: int) -> list[str]:
+    """Sentences that people wrote: translations in the message catalogues of this system."""
+    found: dict[str, None] = {}
+    for path in sorted(Path("/usr/share/locale").glob(f"{language}/LC_MESSAGES/*.mo")):
+        with path.open("rb") as handle:
+            catalogue = gettext.GNUTranslations(handle)
+        texts = (text for key, text in catalogue._catalog.items() if key and isinstance(text, str) and len(text) > 12)
+        found.update(dict.fromkeys(texts))
+        if len(found) >= count:
+            break
+    return list(found)[:count]
+
+
+def test_a_thousand_real_texts_in_many_scripts_equal_tiktoken(
+    from_ranks: Tokenizer, reference: Callable[[str], list[int]]
+) -> None:
+    languages = ("ru", "el", "zh_CN", "ja", "ko", "ar", "he", "hi", "th", "de", "vi")
+    by_language = {language: translations(language, 150) for language in languages}
+    full = [language for language, texts in by_language.items() if len(texts) >= 100]
+    texts = [text for language in full for text in by_language[language]]
+    if len(full) < 7 or len(texts) < 1000:
+        pytest.skip(f"needs message catalogues of more languages under /usr/share/locale; there are {full}")
+    assert [text for text in texts if from_ranks.encode(text) != reference(text)] == []
+
+
 def test_the_official_tokenizer_survives_a_round_trip_through_a_folder(official: Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     official.save(tmp_path, CHAT_TEMPLATE)
