@@ -10,9 +10,11 @@ Shape legend: N query heads, K key/value heads, H head dimension, E experts, I e
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +32,7 @@ from twofold.model.qwen3 import Qwen3
 # Fused parameter -> Hugging Face parts, stacked in this order along the output axis (weights and biases alike).
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+READERS = min(4, os.cpu_count() or 1)  # tensors read at the same time
 MAX_SHARD_BYTES = 5 << 30
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _EXPERTS = re.compile(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)$")
@@ -48,7 +51,7 @@ class TensorSource(Protocol):
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
-    def read_into(self, name: str, out: torch.Tensor) -> None: ...
+    def read_into(self, name: str, out: torch.Tensor) -> None: ...  # called from several threads
 
 
 class DictSource:
@@ -194,7 +197,7 @@ def match(model: Qwen3, source: TensorSource) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def fill(model: Qwen3, source: TensorSource) -> None:
-    """Copy every tensor of ``source`` into the model's parameters.
+    """Copy every tensor of ``source`` into the model's parameters, a few at a time.
 
     A stored though tied ``lm_head.weight`` is accepted when it equals the embedding (in the model's type).
 
@@ -203,9 +206,10 @@ def fill(model: Qwen3, source: TensorSource) -> None:
     """
     targets = match(model, source)
     shapes = source.shapes()
-    for name in shapes:
-        if name in targets:
-            source.read_into(name, targets[name])
+    largest_first = sorted((name for name in shapes if name in targets), key=lambda name: -targets[name].numel())
+    with ThreadPoolExecutor(READERS) as pool:  # most of reading is the system's copying into fresh pages
+        for done in [pool.submit(source.read_into, name, targets[name]) for name in largest_first]:
+            done.result()
     if model.config.tie_word_embeddings and "lm_head.weight" in shapes:
         embedding = model.model.embed_tokens.weight
         head = torch.empty(shapes["lm_head.weight"], dtype=embedding.dtype, device=embedding.device)
