@@ -36,6 +36,7 @@ from twofold.ops import reference
 
 RESULT = Path(__file__).parent / "results" / "moe-speed.json"
 TRAIN_TOKENS = 2048
+LARGE_TOKENS = 8192
 Step = Callable[[], object]
 Row = dict[str, Any]
 
@@ -132,7 +133,7 @@ def compare(name: str, ours: Step, theirs: Step, rounds: int) -> Row:
 def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str]) -> dict[str, Row]:
     """All comparisons, by name."""
     generator = torch.Generator().manual_seed(1)
-    inputs = {n: torch.randn(n, layer.gate.in_features, generator=generator) for n in (1, 4, 8, 256, TRAIN_TOKENS)}
+    inputs = {n: torch.randn(n, layer.gate.in_features, generator=generator) for n in (1, 4, 8, 256, TRAIN_TOKENS, LARGE_TOKENS)}
     results = {}
     if "decode" in parts:
         block, implementation = their_block(layer)
@@ -153,9 +154,10 @@ def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str
             results[name] = compare(name, training_step(layer, x_TD), loop_step(layer, x_TD, True), loop_rounds)
     if "dense" in parts:
         dense = DenseMLP(layer.gate.in_features, layer.k * layer.experts.down_proj.shape[2])
-        x_TD = inputs[TRAIN_TOKENS]
-        name = f"forward and backward {TRAIN_TOKENS} tokens, dense"
-        results[name] = compare(name, training_step(layer, x_TD), training_step(dense, x_TD), rounds)
+        for tokens in (TRAIN_TOKENS, LARGE_TOKENS):
+            x_TD = inputs[tokens]
+            name = f"forward and backward {tokens} tokens, dense"
+            results[name] = compare(name, training_step(layer, x_TD), training_step(dense, x_TD), rounds)
     return results
 
 
