@@ -126,7 +126,7 @@ def test_control_c_says_how_to_go_on() -> None:
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from twofold import cli
 from twofold.base.config import Config
 from twofold.base.files import write_text
@@ -136,6 +136,7 @@ def work(context):
     write_text(context.work / "started", "1")
     time.sleep(20)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell would have it ignored
 cli.RECIPES["slow"] = lambda overrides, seed: Chain("slow", [Stage("s", "S", Config(), (), work)], seed)
 cli.main()
 """
