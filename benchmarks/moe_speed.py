@@ -133,7 +133,10 @@ def compare(name: str, ours: Step, theirs: Step, rounds: int) -> Row:
 def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str]) -> dict[str, Row]:
     """All comparisons, by name."""
     generator = torch.Generator().manual_seed(1)
-    inputs = {n: torch.randn(n, layer.gate.in_features, generator=generator) for n in (1, 4, 8, 256, TRAIN_TOKENS, LARGE_TOKENS)}
+    inputs = {
+        n: torch.randn(n, layer.gate.in_features, generator=generator)
+        for n in (1, 4, 8, 256, TRAIN_TOKENS, LARGE_TOKENS)
+    }
     results = {}
     if "decode" in parts:
         block, implementation = their_block(layer)
