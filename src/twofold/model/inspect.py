@@ -18,10 +18,11 @@ from rich.markup import escape
 
 from twofold.base.records import InputError
 from twofold.model.config import ModelConfig
-from twofold.model.hf_config import model_type, read_config, read_object
+from twofold.model.hf_config import model_type, read_config
 from twofold.model.presets import PRESETS
 from twofold.model.rope import attention_factor
 from twofold.model.weights import FolderSource, empty_model, match, resolve_dtype
+from twofold.text.chat import folder_template
 
 Row = tuple[str, str]
 
@@ -60,18 +61,7 @@ def read_folder(folder: Path) -> Checkpoint:
         match(empty_model(config, device="meta"), source)
     except InputError as error:
         problem = str(error)
-    return Checkpoint(str(folder), "Hugging Face folder", config, stored, _folder_template(folder), problem)
-
-
-def _folder_template(folder: Path) -> str | None:
-    """chat_template.jinja, or the (default) template inside tokenizer_config.json, its older place."""
-    path, older = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
-    found = read_object(older, "").get("chat_template") if older.is_file() else None
-    if isinstance(found, list):
-        found = {item.get("name"): item.get("template") for item in found}.get("default")
-    return found if isinstance(found, str) else None
+    return Checkpoint(str(folder), "Hugging Face folder", config, stored, folder_template(folder), problem)
 
 
 def describe(checkpoint: Checkpoint, context: int | None = None, batch: int = 1, dtype: str = "auto") -> list[Row]:

@@ -122,7 +122,7 @@ class Renderer:
             return cls.from_parts(tokenizer, metadata.get("tokenizer.chat_template"), policy)
         tokenizer = Tokenizer.from_folder(folder)
         saved = read_chat_policy(folder)
-        found = _folder_template(folder)
+        found = folder_template(folder)
         if policy is not None or saved is None:
             return cls.from_parts(tokenizer, found, policy)
         trained_policy, trained = saved
@@ -314,11 +314,11 @@ class Renderer:
             reached = upto
 
 
-def _folder_template(folder: Path) -> str | None:
+def folder_template(folder: Path) -> str | None:
     """Text of the folder's chat template: its own file, or inside tokenizer_config.json (there may be several)."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return None
