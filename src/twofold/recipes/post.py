@@ -7,6 +7,7 @@ model folder plus what the report needs. Sizes and rates are the recipe's.
 from __future__ import annotations
 
 import random
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from twofold.base.config import Config
 from twofold.base.files import read_jsonl, write_json, write_jsonl
 from twofold.base.records import InputError, Message, SamplingParams
 from twofold.data.tasktext import task_documents
+from twofold.episodes.play import play
 from twofold.llm import LLM
 from twofold.post import synth
 from twofold.post.rewards import general_reward, reasoning_reward
@@ -54,6 +56,9 @@ class ColdStartConfig(SFTConfig):
     traces_per_query: int = 3
     kept_per_query: int = 1
     bad_share: float = 0.1  # spoiled candidates mixed in, so that the filters have something to catch
+    enough: float = 0.5  # training ends before ``steps`` once this share of new training queries is solved at T = 1
+    probe_queries: int = 120
+    probe_every: int = 10
 
 
 class FusionConfig(SFTConfig):
@@ -143,13 +148,32 @@ def cold_start(context: StageContext) -> None:
     chosen = synth.most_natural(policy.engine, policy.renderer, responses, config.kept_per_query)
     examples = [_thinking_example(policy.renderer, response) for response in chosen]
     source = ChatSource(examples, config.batch_size, context.seed)
-    trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
+    probe = _Headroom(policy, config, context.seed, {item.key for item in items})
+    trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps, probe.enough)
     write_jsonl(context.out / "queries.jsonl", [asdict(item) for item in items])
     finish(policy, context, {
         "queries_drawn": len(drawn), "answered_without_thinking": dict(easy_dropped), "queries_kept": len(items),
         "candidates": len(candidates), "responses_kept": len(responses), "rejected": dict(reasons),
-        "responses_trained": len(chosen), "tokens": trainer.tokens, "steps": config.steps,
+        "responses_trained": len(chosen), "tokens": trainer.tokens, "steps": trainer.step,
     })  # fmt: skip
+
+
+class _Headroom:
+    """Says when the cold start has taught enough: RL should find queries that are solved now and then, not always."""
+
+    def __init__(self, policy: LLM, config: ColdStartConfig, seed: int, seen: set[str]) -> None:
+        self.policy, self.config, self.seed = policy, config, seed
+        tasks = hard_families()
+        self.queries = query_pool(tasks, config.probe_queries // len(tasks), seed + 12, seen)
+
+    def enough(self, step: int) -> bool:
+        """True where the share of queries solved at T = 1 has reached the limit; looked at now and then only."""
+        if not step or step % self.config.probe_every:
+            return False
+        self.policy.engine.update_weights()
+        params = SamplingParams(1.0, max_tokens=128, seed=self.seed)
+        groups = play(self.policy.engine, self.policy.renderer, self.queries, params)
+        return statistics.mean(t.correct for group in groups for t in group) >= self.config.enough
 
 
 def _candidates(item: Item, config: ColdStartConfig, rng: random.Random) -> list[Response]:

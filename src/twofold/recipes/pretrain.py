@@ -140,7 +140,13 @@ def start_model(config: PretrainConfig, tokenizer: Tokenizer, start: Path | None
 
 
 def run_training(
-    context: StageContext, model: Qwen3, source: Any, objective: Any, optim: OptimConfig, steps: int
+    context: StageContext,
+    model: Qwen3,
+    source: Any,
+    objective: Any,
+    optim: OptimConfig,
+    steps: int,
+    enough: Callable[[int], bool] | None = None,
 ) -> Trainer:
     """The one loop with this stage's progress display; leaves metrics.jsonl in the artefact."""
     context.progress.start(steps, "step")
@@ -149,7 +155,7 @@ def run_training(
     def on_step(step: int, row: dict[str, float]) -> None:
         context.progress.update(step, **{name: row[name] for name in shown if name in row})
 
-    trainer = Trainer(model, source, objective, optim, steps, context.work, on_step=on_step)
+    trainer = Trainer(model, source, objective, optim, steps, context.work, on_step, enough)
     trainer.fit()
     context.progress.finish()
     shutil.copyfile(trainer.metrics.path, context.out / "metrics.jsonl")

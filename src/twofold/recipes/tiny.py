@@ -112,7 +112,7 @@ class TinyConfig(Config):
     cold_start: ColdStartConfig = ColdStartConfig(optim=_sft(0.01, 3e-3), steps=70)
     rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(steps=45, entropy_low=0.03, entropy_high=0.6),
-        optim=_rl(3e-4),
+        optim=_rl(4e-4, decay="linear", end=0.1),
     )
     fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=360)
     general_rl: RLStageConfig = RLStageConfig(

@@ -53,6 +53,8 @@ class Trainer:
     Args:
         work: folder for resumable state (saved every CHECKPOINT_SECONDS) and metrics.jsonl.
         on_step: called with (step, metrics) after every update, for progress display and controllers.
+        enough: asked with the number of steps done before each further one; True ends the run early. It may depend on
+            that number and the weights alone, so that a resumed run is given the same answer.
     """
 
     def __init__(
@@ -64,11 +66,12 @@ class Trainer:
         steps: int,
         work: Path,
         on_step: Callable[[int, dict[str, float]], None] | None = None,
+        enough: Callable[[int], bool] | None = None,
     ) -> None:
         self.model, self.source, self.objective, self.optim, self.steps = model, source, objective, optim, steps
         self.state_path = work / "state.safetensors"
         self.metrics = MetricsLog(work / "metrics.jsonl")
-        self.on_step = on_step
+        self.on_step, self.enough = on_step, enough
         self.step = 0
         self.tokens = 0
         self.optimizers = build_optimizers(model, optim)
@@ -79,7 +82,7 @@ class Trainer:
             self._restore()
         self.metrics.rewind(self.step)
         saved_at = time.monotonic()
-        while self.step < self.steps:
+        while self.step < self.steps and not (self.enough is not None and self.enough(self.step)):
             row = self._train_step()
             self.metrics.write(row)
             if self.on_step is not None:

@@ -119,3 +119,19 @@ def test_muon_owns_the_matrices_inside_layers_and_adamw_the_rest(make_model: Mak
     assert "model.layers.1.mlp.experts.down_proj" in owned["muon"]
     only = build_optimizers(model, OptimConfig(muon_lr=0.0))
     assert list(only) == ["adamw"] and len(only["adamw"][0].param_groups[0]["params"]) == len(names)
+
+
+def test_a_run_that_has_learnt_enough_ends_early_and_stays_ended(
+    tmp_path: Path, make_model: Make, make_source: Make
+) -> None:
+    def train(enough: Callable[[int], bool]) -> Trainer:
+        trainer = Trainer(make_model(), make_source(1), CrossEntropy(), OptimConfig(), 6, tmp_path, enough=enough)
+        trainer.fit()
+        return trainer
+
+    asked: list[int] = []
+    assert train(lambda step: asked.append(step) or step == 3).step == 3  # type: ignore[func-returns-value]
+    assert asked == [0, 1, 2, 3]
+    resumed = train(lambda step: step >= 3)
+    assert resumed.step == 3
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 3
