@@ -7,6 +7,7 @@ below). Not here: sizes, which are the recipe's, and post-training.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
