@@ -52,7 +52,7 @@ def recipe(module: str) -> BuildRecipe:
     return build
 
 
-RECIPES: dict[str, BuildRecipe] = {"tiny": recipe("twofold.recipes.tiny")}
+RECIPES: dict[str, BuildRecipe] = {"tiny": recipe("twofold.recipes.tiny"), "sft": recipe("twofold.recipes.sft")}
 
 app = typer.Typer(
     name="twofold",

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,16 +22,14 @@ from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
 from twofold.model.gguf_read import GGUFSource
 from twofold.model.gguf_write import KINDS, save_gguf
-from twofold.model.hf_config import read_generation_config, write_generation_config
 from twofold.model.inspect import Checkpoint, describe, read_folder, show
 from twofold.model.lora import merge
 from twofold.model.peft_io import load_adapter
-from twofold.model.weights import empty_model, match, save_weights
+from twofold.model.weights import empty_model, match
+from twofold.recipes.folder import TYPES, save_folder
 from twofold.recipes.post import find_model
 from twofold.text.chat import Renderer
 from twofold.text.view import html_view, terminal_view, view_file
-
-HF_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def inspect(model: Path, context: int | None, batch: int, dtype: str, console: Console) -> None:
@@ -78,14 +75,14 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Con
             the type.
     """
     as_gguf = out.suffix == ".gguf"
-    known = KINDS if as_gguf else tuple(HF_TYPES)
+    known = KINDS if as_gguf else tuple(TYPES)
     if kind not in known:
         hint = "; q8_0 and q4_0 need an OUT that ends in .gguf" if kind in KINDS else ""
         raise InputError(f"unknown type {kind!r}; use one of {', '.join(known)}{hint}")
     if out.exists() and (as_gguf or not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already; choose another name or remove it")
     path = find_model(model)
-    llm = LLM(path, dtype="float32" if as_gguf or adapter is not None else HF_TYPES[kind])
+    llm = LLM(path, dtype="float32" if as_gguf or adapter is not None else TYPES[kind])
     if adapter is not None:  # merged in fp32: an adapter is checked against, and fits, the base as it was trained
         load_adapter(llm.model, "adapter", adapter)
         merge(llm.model, "adapter")
@@ -96,7 +93,7 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Con
             notes = save_gguf(llm.model, llm.tokenizer, out, kind, _template(llm, path), name)
         else:
             with _whole_folder(out) as folder:
-                _save_folder(llm, path, folder, HF_TYPES[kind])
+                save_folder(llm, path, _template(llm, path), folder, kind)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}; choose another place") from None
     for note in notes:
@@ -115,24 +112,6 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         temporary.replace(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _save_folder(llm: LLM, path: Path, folder: Path, kind: str) -> None:
-    """All files of a Hugging Face folder. Its generation_config.json says where replies end, whatever ``path`` says."""
-    dtype: torch.dtype = getattr(torch, kind)
-    for name, tensor in llm.model.state_dict().items():
-        if dtype == torch.float16 and not float(tensor.abs().max()) <= torch.finfo(dtype).max:
-            raise InputError(f"{path}: tensor {name!r} has values that f16 cannot hold; use --type bf16 or f32")
-    save_weights(llm.model.to(dtype), folder)
-    template = _template(llm, path)
-    if llm.has_renderer:
-        llm.renderer.save(folder)
-    else:
-        llm.tokenizer.save(folder, template or "")
-        if template is None:
-            (folder / "chat_template.jinja").unlink()
-    own = read_generation_config(path) if path.is_dir() else {}
-    write_generation_config(folder, {"eos_token_id": list(llm.engine.eos_ids)} | own)
 
 
 def _template(llm: LLM, path: Path) -> str | None:

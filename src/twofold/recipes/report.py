@@ -29,7 +29,7 @@ from twofold.report.text import amount, memory, number, seconds, verdict_line
 from twofold.report.write import read_report, write_report
 
 REPORT_STAGE = "report"
-MODEL_STAGE = "general_rl"  # whose folder is the finished model
+MODEL_STAGES = ("general_rl", "sft")  # whose folder is a recipe's finished model
 MARKS = {"holds": "✓", "does not hold": "✗", "not judged": "○"}
 
 
@@ -157,6 +157,5 @@ def print_summary(report_json: Path) -> list[str]:
     cost = f"{seconds(report.total_seconds or 0.0)} in all"
     lines.append(f"{cost}, peak memory {memory(report.peak_memory_bytes)}")
     lines.append(f"report: {folder / 'report.html'}")
-    if (folder / MODEL_STAGE).is_dir():
-        lines.append(f"chat:   twofold chat {folder / MODEL_STAGE}")
+    lines += [f"chat:   twofold chat {folder / stage}" for stage in MODEL_STAGES if (folder / stage).is_dir()]
     return lines

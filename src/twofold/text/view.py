@@ -7,7 +7,6 @@ formats of data files (``formats.py``), and the command line.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group
 from rich.rule import Rule
@@ -23,7 +21,7 @@ from rich.text import Text
 
 from twofold.base.records import InputError
 from twofold.text.chat import Rendered, Renderer
-from twofold.text.formats import read_example
+from twofold.text.rows import read_views
 from twofold.text.tokenizer import Tokenizer
 
 _COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow", "text": "white"}
@@ -112,46 +110,10 @@ def html_view(samples: Sequence[Sample], tokenizer: Tokenizer, title: str = "Tra
 
 
 def _samples(path: Path, renderer: Renderer, empty_think_trained: bool) -> Iterator[Sample]:
-    try:
-        for place, row in _rows(path):
-            try:
-                yield Sample(f"{path.name}{place}", _views(row, renderer, empty_think_trained))
-            except (InputError, RecursionError) as error:
-                raise InputError(f"{path}{place}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a JSON Lines file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8; give a JSON Lines file") from None
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Place in the file (":3" is a line, "[2]" an index of the array) and row."""
-    with open(path, encoding="utf-8-sig") as lines:
-        is_array = lines.read(1) == "["
-        lines.seek(0)
-        if is_array:
-            yield from ((f"[{index}]", row) for index, row in enumerate(_json(lines.read(), str(path))))
-            return
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f":{number}", _json(line, f"{path}:{number}")
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}); give one JSON object a line, or one JSON array") from None
-
-
-def _views(row: Any, renderer: Renderer, empty_think_trained: bool) -> tuple[Rendered, ...]:
-    example = read_example(row, inline_thinking=renderer.policy.spec.thinks)
-    if example.segments:
-        return (renderer.render_text(example.segments),)
-    views = renderer.views(
-        example.messages, example.tools, empty_think_trained=empty_think_trained, weights=example.weights
-    )
-    return tuple(views)
+    for place, views in read_views(path, renderer, empty_think_trained=empty_think_trained):
+        if isinstance(views, InputError):
+            raise InputError(f"{path}{place}: {views}")
+        yield Sample(f"{path.name}{place}", views)
 
 
 def _tokens(rendered: Rendered, tokenizer: Tokenizer) -> Iterator[tuple[int, str, str, str, float]]:

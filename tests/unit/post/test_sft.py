@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import torch
 
 from twofold.base.records import InputError
-from twofold.post.sft import ChatSource
+from twofold.post.sft import ChatSource, StoredExamples, write_examples
 from twofold.text.chat import Rendered
 
 EXAMPLES = [Rendered([i, i + 1, i + 2], [0.0, 0.0, 1.0]) for i in range(0, 50, 10)]
@@ -49,3 +51,24 @@ def test_data_that_teaches_nothing_is_refused() -> None:
     only_first = Rendered([1, 2], [1.0, 0.0])  # nothing predicts the first token
     with pytest.raises(InputError, match="conversation 1 has no token with a loss weight"):
         ChatSource([EXAMPLES[0], only_first], 1, 0)
+
+
+def test_micro_batches_hold_the_same_step_within_a_limit() -> None:
+    (whole,) = ChatSource(EXAMPLES, 4, seed=1).next_step()
+    parts = ChatSource(EXAMPLES, 4, seed=1, micro_tokens=7).next_step()
+    assert [part.num_tokens for part in parts] == [4, 4]
+    assert torch.equal(torch.cat([part.tokens_T for part in parts]), whole.tokens_T)
+    assert torch.equal(torch.cat([part.weights_T for part in parts]), whole.weights_T)
+
+
+def test_stored_examples_are_the_written_ones(tmp_path: Path) -> None:
+    write_examples(tmp_path / "e.safetensors", EXAMPLES)
+    stored = StoredExamples(tmp_path / "e.safetensors")
+    assert [(e.token_ids, e.weights) for e in stored] == [(e.token_ids, e.weights) for e in EXAMPLES]
+    assert stored[-2:][0].token_ids == EXAMPLES[3].token_ids
+    assert firsts(ChatSource(stored, 2, seed=0), 3) == firsts(ChatSource(EXAMPLES, 2, seed=0), 3)
+    write_examples(tmp_path / "none.safetensors", [])
+    assert len(StoredExamples(tmp_path / "none.safetensors")) == 0
+    (tmp_path / "bad.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"bad\.safetensors cannot be read"):
+        StoredExamples(tmp_path / "bad.safetensors")
