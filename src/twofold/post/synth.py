@@ -157,6 +157,12 @@ class FusionMaker:
         query = single(item, self.tasks[item.family], self.rng.choice(["think", None]), hard_switch=True)
         return self.renderer.views([*query.messages, Message("assistant", item.answer)])[-1]
 
+    def direct(self, item: Item, task: Task) -> Rendered:
+        """A direct answer under /no_think, after an empty block that the model writes."""
+        query = single(item, task, "no_think")
+        reply = Message("assistant", item.answer, "")
+        return self.renderer.views([*query.messages, reply], empty_think_trained=True)[-1]
+
     def cut_thought(self, response: Response) -> Rendered:
         """A thought cut at a random token, the stop text, then the answer; only what follows the stop is trained."""
         tokenizer = self.renderer.tokenizer

@@ -37,7 +37,7 @@ from twofold.text.chat import Rendered, Renderer
 from twofold.train.loop import OptimConfig
 from twofold.train.objectives import CrossEntropy, PolicyGradient
 
-MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start")  # the latest first
+MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start", "sft")  # the latest first
 
 
 class SFTConfig(Config):
@@ -70,6 +70,7 @@ class FusionConfig(SFTConfig):
     hard_switch: int = 250
     cut_thoughts: int = 250
     tool_use: int = 250
+    format_hints: int = 3  # direct answers in a format: general RL can raise only what is sampled at all
     replay: int = 300  # pre-training documents, so that what SFT does not mention is not forgotten
 
 
@@ -284,7 +285,10 @@ def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[
     examples += [maker.cut_thought(rng.choice(maker.responses)) for _ in range(config.cut_thoughts)]
     for number, item in enumerate(sample_items([calc], config.tool_use, rng.randrange(2**31), "train")):
         examples += maker.tool_use(item, calc, thinking=number % 2 == 0)
-    instructed: list[Task] = [AnswerFormat((families()["max"],)), AnswerLength((families()["max"],))]
+    formats, lengths = AnswerFormat((families()["max"],)), AnswerLength((families()["max"],))
+    hints = sample_items([formats], config.format_hints, rng.randrange(2**31), "train")
+    examples += [maker.direct(item, formats) for item in hints]
+    instructed: list[Task] = [formats, lengths]
     documents = task_documents(instructed, config.replay, rng.randrange(2**31), 0.3, curriculum=False)
     return examples + [maker.document(text) for text in documents]
 

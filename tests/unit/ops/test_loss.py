@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twofold.ops import loss, reference
 
@@ -47,3 +49,33 @@ def test_head_logits_are_fp32_whatever_the_weights_are() -> None:
     hidden, head = torch.randn(3, 4, dtype=torch.bfloat16), torch.randn(9, 4, dtype=torch.bfloat16)
     out = loss.head_logits(hidden, head)
     assert out.dtype == torch.float32 and out.shape == (3, 9)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_linear_logprobs_in_chunks(chunk: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
+    head = torch.randn(13, 5, generator=generator, requires_grad=True)
+    targets = torch.tensor([0, 3, 12, 5, 5, 1, 0])
+    logp, hits = loss.linear_logprobs(hidden, head, targets, chunk)
+    logits = loss.head_logits(hidden, head)
+    same(logp, reference.token_logprobs(logits, targets), [hidden, head])
+    assert torch.equal(hits, logits.argmax(-1) == targets) and not hits.requires_grad
+
+
+def test_linear_logprobs_never_hold_all_logits() -> None:
+    rows, vocabulary, largest = 512, 4096, 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    hidden, head = torch.randn(rows, 8, requires_grad=True), torch.randn(vocabulary, 8, requires_grad=True)
+    with Watch():
+        loss.linear_logprobs(hidden, head, torch.zeros(rows, dtype=torch.int64), 32)[0].sum().backward()
+    assert largest == 32 * vocabulary
