@@ -23,6 +23,7 @@ from twofold.model.presets import PRESETS
 from twofold.model.rope import attention_factor
 from twofold.model.weights import FolderSource, empty_model, match, resolve_dtype
 from twofold.text.chat import folder_template
+from twofold.text.tokenizer import Tokenizer
 
 Row = tuple[str, str]
 
@@ -32,7 +33,7 @@ class Checkpoint:
     """A checkpoint of any format before its weights are read.
 
     kind: the format in words. stored: type on disk -> (tensors, bytes). chat_template: its text, None without one.
-    problem: why the weights cannot be loaded, None if they can.
+    problem: why the checkpoint cannot be loaded, None if it can.
     """
 
     origin: str
@@ -44,7 +45,7 @@ class Checkpoint:
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """Look at a Hugging Face folder; weights that do not fit become ``problem``.
+    """Look at a Hugging Face folder; weights that do not fit and an unreadable tokenizer become ``problem``.
 
     Raises:
         InputError: no readable config.json.
@@ -59,6 +60,8 @@ def read_folder(folder: Path) -> Checkpoint:
             stored[entry.dtype] = count + 1, size + entry.end - entry.begin
         source.check_dtypes()
         match(empty_model(config, device="meta"), source)
+        if (folder / "tokenizer.json").is_file():
+            Tokenizer.from_folder(folder)
     except InputError as error:
         problem = str(error)
     return Checkpoint(str(folder), "Hugging Face folder", config, stored, folder_template(folder), problem)

@@ -95,6 +95,15 @@ def test_weights_that_do_not_load_are_described_all_the_same(
     assert lines["loads"].startswith("no: ") and words in lines["loads"] and "F32" in lines["on disk"]
 
 
+def test_a_damaged_tokenizer_is_said(tmp_path: Path, make_model: Make) -> None:
+    model = make_model()
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(model.config)))
+    save_file({name: t.contiguous() for name, t in to_hf(model).items()}, tmp_path / "model.safetensors")
+    assert text_of(read_folder(tmp_path))["loads"] == "yes"
+    (tmp_path / "tokenizer.json").write_text('{"model": ')
+    assert "not a readable tokenizer.json" in text_of(read_folder(tmp_path))["loads"]
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
