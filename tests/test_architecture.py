@@ -46,7 +46,9 @@ LAYERS = {
     "recipes": 6,
     "cli": 7,
     "chat_cli": 7,
+    "chat_view": 6,
     "model_cli": 7,
+    "serve_cli": 7,
 }
 TORCH_FREE = (
     "text",
@@ -66,15 +68,26 @@ HEAVY = (
     "matplotlib",
     "transformers",
     "fastapi",
+    "llguidance",
     "lm_eval",
+    "prometheus_client",
     "triton",
+    "uvicorn",
     "datatrove",
     "gguf",
     "peft",
     "tiktoken",
 )
 # Where a heavy package may be named at all.
-HEAVY_HOMES = {"reasoning_gym": "tasks/gym.py", "matplotlib": "report/plots.py", "gguf": "model/gguf_read.py"}
+HEAVY_HOMES = {
+    "reasoning_gym": "tasks/gym.py",
+    "matplotlib": "report/plots.py",
+    "gguf": "model/gguf_read.py",
+    "fastapi": "serve/app.py",
+    "llguidance": "engine/grammar.py",
+    "prometheus_client": "serve/metrics.py",
+    "uvicorn": "serve/server.py",
+}
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_FIELDS = 500, 70, 8, 20
 # Longer or wider than the rule, and why: {"path": reason}, {"path:function": reason}, {"Class": reason}.
@@ -347,10 +360,19 @@ def _matches(pattern: re.Pattern[str], paths: list[Path]) -> Iterator[str]:
                 yield f"{where(path, number)}: {found[0]}"
 
 
-@pytest.mark.parametrize("overrides", [[], ["controls=true"]], ids=["plain", "controls"])
-@pytest.mark.parametrize("name", cli.RECIPES)
+# Settings that a recipe cannot do without, and its variants.
+VARIANTS: dict[str, list[list[str]]] = {
+    "tiny": [[], ["controls=true"]],
+    "sft": [["init={tmp}", "data={tmp}/rows.jsonl"], ["init={tmp}", "data={tmp}/rows.jsonl", "train.method=lora"]],
+}
+
+
+@pytest.mark.parametrize(("name", "overrides"), [(name, given) for name in cli.RECIPES for given in VARIANTS[name]])
 def test_every_recipe_builds_and_dry_runs(name: str, overrides: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text("{}", encoding="utf-8")
+    overrides = [override.format(tmp=tmp_path) for override in overrides]
     chain = cli.build_chain(name, overrides, 0)
     plan = chain.plan(folder)
     assert [line.stage.name for line in plan] == [stage.name for stage in chain.stages]
@@ -371,9 +393,7 @@ def test_dependencies_are_declared_and_used() -> None:
     known = {*sys.stdlib_module_names, "twofold"}
     found = {name.split(".")[0] for path in FILES for name, _ in imports(path)} - known
     assert base <= found, f"declared but never imported: {sorted(base - found)}"
-    assert found - base <= {_package(line) for line in [*extras["tasks"], *extras["report"], *extras["gguf"]]}, (
-        "declare it"
-    )
+    assert found - base <= {_package(line) for name in extras if name != "dev" for line in extras[name]}, "declare it"
     text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8").replace("-", "_")
     missing = sorted(name for name in base | optional if f"`{name}`" not in text)
     assert missing == [], "docs/dependencies.md does not say why these are here"

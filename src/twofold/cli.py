@@ -27,17 +27,19 @@ import twofold
 from twofold.base.config import ConfigError
 from twofold.base.malloc import MALLOC_SETTINGS, ensure_malloc_settings
 from twofold.base.progress import duration_text
-from twofold.base.records import InputError, SamplingParams
+from twofold.base.records import InputError
 from twofold.recipes.chain import Chain, ChainError
 
 BuildRecipe = Callable[[list[str], int], Chain]
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-HEAVY_COMMANDS = {"run", "chat"}
+HEAVY_COMMANDS = {"run", "chat", "serve"}
 OPTIONAL_PACKAGES = {
     "matplotlib": "plots in the report",
     "reasoning_gym": "procedural tasks",
     "gguf": "GGUF files",
+    "fastapi": "the server",
+    "llguidance": "replies that keep to a grammar",
     "transformers": "parity tests against the reference implementation",
 }
 
@@ -140,19 +142,41 @@ def run(
 
 @app.command()
 def chat(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder, or a run folder like runs/tiny.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Sampling: temperature, top_p, max_tokens, seed, stop, ..."),
+    ] = None,
     budget: Annotated[int | None, typer.Option(min=0, metavar="N", help="Most thinking tokens a reply.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most tokens a reply.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, metavar="T", help="0 always takes the likeliest.")] = 0.6,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first reply.")] = 0,
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer without thinking (the hard switch).")] = False,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")] = None,
     tools: Annotated[str | None, typer.Option(metavar="calc", help="Offer a tool to the model.")] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Show each thought as one line.")] = False,
+    history: Annotated[bool, typer.Option(help="Keep typed lines for the arrow keys, also of earlier chats.")] = True,
 ) -> None:
-    """Talk to a finished model; its thinking is shown apart from its answer."""
+    """Talk to a model; its thinking is shown apart from its answer."""
     with one_line_errors(debug=False):
-        params = SamplingParams(temperature, max_tokens=max_tokens, seed=seed, thinking_budget=budget)
-        importlib.import_module("twofold.chat_cli").chat(folder, params, not no_think, system, tools)
+        command = importlib.import_module("twofold.chat_cli")
+        sampling = command.sampling_from(settings or []) | ({} if budget is None else {"thinking_budget": budget})
+        command.chat(model, sampling, not no_think, system, tools, fold, history)
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; only this machine unless given.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Ask for a key; repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the server; repeatable.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Serve a model: an OpenAI-compatible API under /v1, and a web chat at /."""
+    with one_line_errors(debug=False):
+        command = importlib.import_module("twofold.serve_cli")
+        command.serve(model, host, port, api_key or [], settings or [], {"dtype": dtype, "device": device})
 
 
 @app.command()

@@ -1,51 +1,57 @@
 """LLM: a checkpoint ready to be used, from a Hugging Face folder or a GGUF file: model, tokenizer, renderer, engine.
 
 It only joins them: what a message looks like is the renderer's business, what is sampled the engine's, what a reply
-means the parser's. Not here: a server, tools that run, training.
+means the parser's. Stop strings are watched for here, because the engine sees no text. Not here: a server, tools that
+run, training.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 
 from twofold.base.gguf_file import read_metadata
 from twofold.base.records import Completion, FinishReason, InputError, Message, Request, SamplingParams, ToolCall
 from twofold.engine.embed import embed, relevance
-from twofold.engine.engine import Engine
-from twofold.engine.rows import ThinkTokens
+from twofold.engine.engine import Engine, EngineOptions, ThinkTokens
+from twofold.engine.generation import config_warnings, sampling_defaults
+from twofold.engine.grammar import Grammars
 from twofold.model.gguf_read import load_gguf
 from twofold.model.hf_config import read_generation_config
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import load_weights, resolve_dtype
 from twofold.text.chat import Renderer
 from twofold.text.gguf_tokenizer import tokenizer_from_gguf
-from twofold.text.parse import Delta, Parsed, StreamParser, parse
+from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse
 from twofold.text.policy import ChatPolicy
 from twofold.text.retrieval import DEFAULT_TASK, embedding_ids, query_text, rerank_ids, yes_no_ids
-from twofold.text.tokenizer import Tokenizer
+from twofold.text.stops import StopMatcher
+from twofold.text.tokenizer import StreamDecoder, Tokenizer
 
 logger = logging.getLogger("twofold")
 
 Messages = Sequence[Message] | Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
+TokenStream = Generator[tuple[int, bool], None, None]
 
-MAX_TOKENS = 1024  # of a reply, unless the caller says otherwise or the context ends earlier
-_SAMPLING_KEYS = ("temperature", "top_p", "top_k")
+MAX_TOKENS = 1024  # of a reply, unless caller or checkpoint say otherwise or the context ends earlier
+FIELDS = frozenset(SamplingParams.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call. completion_tokens include reasoning_tokens."""
+    """Tokens of one call. completion_tokens include reasoning_tokens; cached_tokens are part of the prompt's."""
 
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,8 @@ class ChatOutput:
     """One reply. ``reasoning`` is None when no think block was written.
 
     token_ids, logprobs and forced run in step: sampled and forced tokens, the stop token included; natural-log
-    probabilities under the model at temperature 1. warnings: what the parser had to mend or flag.
+    probabilities under the model at temperature 1. top_logprobs: the likeliest (id, log-probability) pairs at each
+    place, if asked for. warnings: what the parser had to mend or flag.
     """
 
     reasoning: str | None
@@ -65,6 +72,7 @@ class ChatOutput:
     logprobs: list[float]
     forced: list[bool]
     warnings: tuple[str, ...] = ()
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 class LLM:
@@ -78,6 +86,7 @@ class LLM:
         max_rows: most sequences decoded together.
         exact: compute attention in fp64 and keep at least 16 rows, so that sampled log-probabilities equal a
             trainer's to the bit on a CPU (``docs/numerics.md``).
+        options: of the engine: size of the cache and of steps, and what is recorded.
 
     Raises:
         InputError: no such checkpoint, or one that is damaged, incomplete or of an unknown kind.
@@ -91,6 +100,7 @@ class LLM:
         policy: ChatPolicy | None = None,
         max_rows: int = 512,
         exact: bool = False,
+        options: EngineOptions | None = None,
     ) -> None:
         self.path = Path(model)
         kind, reason = resolve_dtype(dtype, device)
@@ -101,14 +111,19 @@ class LLM:
             self.model.set_attention_dtype(torch.float64)
         if self.model.config.context is not None:
             logger.info("%s: %s", self.path, self.model.config.context.describe())
+        for warning in config_warnings(self._generation):
+            logger.warning("%s: %s", self.path, warning)
         eos = self._generation.get("eos_token_id") or self.tokenizer.eos_ids
+        ends = (eos,) if isinstance(eos, int) else tuple(eos)
         self.engine = Engine(
             self.model,
-            (eos,) if isinstance(eos, int) else tuple(eos),
+            ends,
             _think_tokens(self._renderer),
             max_rows,
             self.tokenizer.vocab_size,
             min_rows=16 if exact else 1,
+            grammars=Grammars(self.tokenizer, ends),
+            options=options,
         )
 
     @property
@@ -135,25 +150,29 @@ class LLM:
         Args:
             messages: ``Message`` records or dictionaries in OpenAI's form. tools: JSON-able descriptions.
             thinking: False is the hard switch. sampling: fields of ``SamplingParams`` (thinking_budget, max_tokens,
-                temperature, ...); what is not given comes from the checkpoint's generation_config.json.
+                temperature, stop, ...); what is not given comes from the checkpoint's generation_config.json.
 
         Raises:
             InputError: naming the message and field, or the parameter, that cannot be honoured.
         """
         ids = self.renderer.prompt_ids(messages, tools, thinking=thinking)
-        request = self._one(ids, sampling)
-        completion = self.engine.generate([request])[0]
-        return self._output(ids, completion, parse(self.tokenizer, completion.token_ids, ids))
+        request = self._one(ids, sampling, thinking)
+        options = ParseOptions(stop=request.params.stop, tools=tools)
+        completion = self._complete([request], lambda _: _ReplyWatch(self.tokenizer, ids, options))[0]
+        return self._output(ids, completion, parse(self.tokenizer, completion.token_ids, ids, options))
 
     def stream(
         self, messages: Messages, tools: Tools | None = None, *, thinking: bool = True, **sampling: Any
     ) -> Iterator[Delta]:
         """Like ``chat``, but yields the reply's pieces (reasoning, content, calls) as they are made."""
         ids = self.renderer.prompt_ids(messages, tools, thinking=thinking)
-        request = self._one(ids, sampling)
-        parser = StreamParser(self.tokenizer, ids)
-        for token, _ in self.engine.stream(request):
-            yield from parser.feed(token)
+        request = self._one(ids, sampling, thinking)
+        parser = StreamParser(self.tokenizer, ids, ParseOptions(stop=request.params.stop, tools=tools))
+        with closing(cast(TokenStream, self.engine.stream(request))) as tokens:
+            for token, _ in tokens:
+                yield from parser.feed(token)
+                if parser.state == "done" and request.params.stop:
+                    break
         yield from parser.end()
 
     def generate(
@@ -172,11 +191,14 @@ class LLM:
         if isinstance(prompts, str):
             raise InputError("prompts must be a list, of texts or of token lists; put the text into one: [text]")
         lists = [self.tokenizer.encode_with_special(p) if isinstance(p, str) else list(p) for p in prompts]
-        return self.engine.generate([self._request(ids, {} if params is None else params) for ids in lists])
+        requests = [self.request(ids, {} if params is None else params) for ids in lists]
+        return self._complete(requests, lambda request: _TextWatch(self.tokenizer, request.params.stop))
 
-    def text(self, completion: Completion) -> str:
-        """The text of a completion, without end-of-turn tokens."""
-        return self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    def text(self, completion: Completion, stop: Sequence[str] = ()) -> str:
+        """The text of a completion, without end-of-turn tokens, up to the first of the ``stop`` strings."""
+        matcher = StopMatcher(stop)
+        text = matcher.feed(self.tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+        return text + matcher.flush()
 
     def score(self, token_lists: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """fp32 log-probability of each token given those before it, from the second token on (length - 1 each).
@@ -185,7 +207,7 @@ class LLM:
             InputError: fewer than two tokens, more than the model's context, or a token that the model does not have.
         """
         for tokens in token_lists:
-            self._check_tokens(tokens)
+            self.check_tokens(tokens)
             if len(tokens) > self.model.config.longest:
                 raise InputError(f"{len(tokens)} tokens to score, the model's context is {self.model.config.longest}")
         return self.engine.score(token_lists)
@@ -214,46 +236,98 @@ class LLM:
         pairs = [rerank_ids(self.tokenizer, query, text, task, max_tokens=limit) for text in documents]
         return relevance(self.model, pairs, *yes_no_ids(self.tokenizer)).tolist()
 
-    def _check_tokens(self, ids: Sequence[int]) -> None:
+    def check_tokens(self, ids: Sequence[int]) -> None:
+        """Raise InputError for an id that the model has no embedding for."""
         rows = self.model.config.vocab_size
         if ids and not 0 <= min(ids) <= max(ids) < rows:
             strange = next(token for token in ids if not 0 <= token < rows)
             raise InputError(f"token {strange} is none of the model's {rows}; encode the text with its own tokenizer")
 
-    def _request(self, ids: list[int], sampling: Mapping[str, Any] | SamplingParams) -> Request:
-        """A request with what is not given taken from the checkpoint, and no more tokens than the context has room."""
-        self._check_tokens(ids)
+    def request(
+        self, ids: Sequence[int], sampling: Mapping[str, Any] | SamplingParams, *, thinking: bool | None = None
+    ) -> Request:
+        """A prompt as a request for the engine, with no more tokens than the context has room for.
+
+        Args:
+            ids: the prompt. sampling: parameters; where it is a mapping, what is not given comes from the checkpoint.
+            thinking: the mode whose defaults count; None for text without modes.
+
+        Raises:
+            InputError: a token that the model does not have, a prompt as long as the context, or a bad parameter.
+        """
+        self.check_tokens(ids)
         room = self.model.config.longest - len(ids)
         if room < 1:
             raise InputError(f"the prompt has {len(ids)} tokens, the model's context {self.model.config.longest}")
-        params = sampling if isinstance(sampling, SamplingParams) else self._params(sampling)
+        params = sampling if isinstance(sampling, SamplingParams) else self.params(sampling, thinking=thinking)
+        self.check_tokens([*params.stop_token_ids, *(token for token, _ in params.logit_bias)])
         if not isinstance(sampling, SamplingParams) and "max_tokens" not in sampling:
             room = min(room, self._native_room(len(ids)) or room)
-        params = replace(params, max_tokens=min(params.max_tokens, room))
-        return Request(tuple(ids), params, StreamParser(self.tokenizer, ids).in_think)
+        if params.max_tokens > room:
+            params = replace(params, max_tokens=room, min_tokens=min(params.min_tokens, room))
+        state = StreamParser(self.tokenizer, ids).state
+        return Request(tuple(ids), params, in_think=state == "think", after_think=state == "answer")
+
+    def params(self, sampling: Mapping[str, Any], *, thinking: bool | None = None) -> SamplingParams:
+        """Sampling parameters, completed from the checkpoint for a mode (None: text without modes).
+
+        Raises:
+            InputError: an unknown parameter or an impossible value.
+        """
+        if unknown := sorted(sampling.keys() - FIELDS):
+            raise InputError(f"unknown sampling parameter {unknown[0]!r}; there are {', '.join(sorted(FIELDS))}")
+        own = sampling_defaults(self._generation, thinking)
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in sampling.items()}
+        values = {"max_tokens": MAX_TOKENS, **own, **given}
+        if "min_tokens" not in given:
+            values["min_tokens"] = min(values.get("min_tokens", 0), values["max_tokens"])
+        return SamplingParams(**values)
 
     def _native_room(self, length: int) -> int:
         """Tokens after which a sequence would be coded beyond the native length; 0 where that is decided already."""
         context = self.model.config.context
         return 0 if context is None or context.always else max(0, context.native + 1 - length)
 
-    def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
-        own = {key: self._generation[key] for key in _SAMPLING_KEYS if self._generation.get(key) is not None}
-        if self._generation.get("do_sample") is False:
-            own = {"temperature": 0.0}
-        known = SamplingParams.__dataclass_fields__
-        if unknown := sorted(sampling.keys() - known):
-            raise InputError(f"unknown sampling parameter {unknown[0]!r}; there are {', '.join(known)}")
-        return SamplingParams(**{"max_tokens": MAX_TOKENS, **own, **sampling})
-
-    def _one(self, ids: list[int], sampling: Mapping[str, Any]) -> Request:
-        request = self._request(ids, sampling)
+    def _one(self, ids: list[int], sampling: Mapping[str, Any], thinking: bool) -> Request:
+        request = self.request(ids, sampling, thinking=thinking)
         if request.params.n != 1:
             raise InputError(f"a chat has one reply, n = {request.params.n} asks for more; use generate")
         return request
 
+    def _complete(self, requests: Sequence[Request], watch: Callable[[Request], _Watch]) -> list[Completion]:
+        """Complete requests; samples with stop strings end where ``watch`` finds one."""
+        if not any(request.params.stop for request in requests):
+            return self.engine.generate(requests)
+        if self.engine.has_work:
+            raise RuntimeError("stop strings need the engine for themselves; finish the requests added to it first")
+        samples = [
+            (index, sample, replace(request, params=replace(request.params, n=1, seed=request.params.seed + sample)))
+            for index, request in enumerate(requests)
+            for sample in range(request.params.n)
+        ]
+        running = {self.engine.add(request): number for number, (_, _, request) in enumerate(samples)}
+        watches = [watch(request) for _, _, request in samples]
+        lengths: dict[int, int] = {}  # tokens up to the one that completed a stop string
+        done: dict[int, Completion] = {}
+        try:
+            while len(done) < len(samples):
+                for event in self.engine.step():
+                    number, token = running[event.request_id], event.token_id
+                    if token is not None and number not in lengths and watches[number].stops_at(token):
+                        lengths[number] = watches[number].tokens
+                        self.engine.abort(event.request_id)
+                    if event.completion is not None:
+                        done[number] = _cut(event.completion, *samples[number][:2], lengths.get(number))
+        finally:
+            for request_id in running:
+                self.engine.abort(request_id)
+            if len(done) < len(samples):
+                self.engine.step()  # takes the last events of what was aborted
+        return [done[number] for number in range(len(samples))]
+
     def _output(self, ids: list[int], completion: Completion, parsed: Parsed) -> ChatOutput:
-        usage = Usage(len(ids), len(completion.token_ids), completion.thinking_tokens)
+        made, thought = len(completion.token_ids), completion.thinking_tokens
+        usage = Usage(len(ids), made, thought, completion.cached_tokens)
         return ChatOutput(
             reasoning=parsed.reasoning,
             content=parsed.content,
@@ -264,9 +338,58 @@ class LLM:
             logprobs=completion.logprobs,
             forced=completion.forced,
             warnings=tuple(parsed.errors),
+            top_logprobs=completion.top_logprobs,
         )
 
 
+class _Watch(Protocol):
+    """Reads tokens of one sample; ``tokens`` is how many it has read."""
+
+    tokens: int
+
+    def stops_at(self, token_id: int) -> bool:
+        """Read a token; True when it completes a stop string."""
+
+
+class _ReplyWatch:
+    """Stop strings in the answer of a chat; thoughts and calls may mention them."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], options: ParseOptions) -> None:
+        self.tokens = 0
+        self._parser = StreamParser(tokenizer, prompt_ids, options)
+
+    def stops_at(self, token_id: int) -> bool:
+        self.tokens += 1
+        self._parser.feed(token_id)
+        return self._parser.state == "done" and self._parser.finish().stop is not None
+
+
+class _TextWatch:
+    """Stop strings anywhere in plain text."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.tokens = 0
+        self._tokenizer, self._decoder, self._matcher = tokenizer, StreamDecoder(tokenizer), StopMatcher(stop)
+
+    def stops_at(self, token_id: int) -> bool:
+        self.tokens += 1
+        if not self._tokenizer.is_special(token_id):
+            self._matcher.feed(self._decoder.feed(token_id))
+        return self._matcher.matched is not None
+
+
+def _cut(completion: Completion, index: int, sample: int, length: int | None) -> Completion:
+    """A sample under the caller's numbers, up to the token that completed its stop string."""
+    own = replace(completion, request_index=index, sample_index=sample)
+    if length is None:
+        return own
+    names = ("token_ids", "logprobs", "forced", "entropies", "top_logprobs")
+    return replace(own, finish_reason="stop", **{name: getattr(own, name)[:length] for name in names})
+
+
+# What ends a reply in a GGUF file: the end of text, of a turn, of a message before a tool runs. Files made from base
+# models name only the first, so the tokenizer's own end tokens count as well, as in llama.cpp.
+_GGUF_ENDS = ("eos", "eot", "eom")
 _Loaded = tuple[Qwen3, Tokenizer, Renderer | InputError, dict[str, Any]]
 
 
@@ -283,8 +406,9 @@ def _load_gguf(path: Path, dtype: torch.dtype, device: str | torch.device, polic
     model = load_gguf(path, dtype, device)
     template = metadata.get("tokenizer.chat_template")
     renderer = _or_error(lambda: Renderer.from_parts(tokenizer, template, policy))
-    eos = metadata.get("tokenizer.ggml.eos_token_id")
-    return model, tokenizer, renderer, {} if eos is None else {"eos_token_id": eos}
+    named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _GGUF_ENDS]
+    ends = [*named, *(tokenizer.control_id(token) for token in ("<|im_end|>", "<|endoftext|>"))]
+    return model, tokenizer, renderer, {"eos_token_id": list(dict.fromkeys(end for end in ends if end is not None))}
 
 
 def _or_error(make: Callable[[], Renderer]) -> Renderer | InputError:

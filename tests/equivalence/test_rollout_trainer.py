@@ -10,7 +10,7 @@ import torch
 from twofold.base.batch import pack
 from twofold.base.records import Request, SamplingParams
 from twofold.engine.engine import Engine
-from twofold.engine.rows import ThinkTokens
+from twofold.engine.sampling import ThinkTokens
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import Qwen3

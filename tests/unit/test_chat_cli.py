@@ -16,8 +16,10 @@ from typer.testing import CliRunner, Result
 
 from twofold import chat_cli, cli
 from twofold.base.files import write_json, write_text
-from twofold.base.records import InputError, Message, Request, SamplingParams, ToolCall
-from twofold.chat_cli import Chat, call_text, is_command, note
+from twofold.base.records import InputError, Message, Request, ToolCall
+from twofold.chat_cli import Chat, is_command, note, sampling_from
+from twofold.chat_view import Input, call_text, history_file
+from twofold.llm import LLM
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import Qwen3
 from twofold.recipes.post import find_model
@@ -70,18 +72,30 @@ class ScriptedEngine:
     def __init__(self, tokenizer: Tokenizer, turns: list[str | None], forced: str = "") -> None:
         self.tokenizer, self.turns, self.forced = tokenizer, turns, set(tokenizer.encode_with_special(forced))
         self.requests: list[Request] = []
-
-    def check(self, index: int, request: Request) -> None:
-        if request.params.thinking_budget == 99:
-            raise InputError("thinking_budget needs think tokens")
+        self.closed = 0
 
     def stream(self, request: Request) -> Iterator[tuple[int, bool]]:
         self.requests.append(request)
         turn = self.turns.pop(0)
-        for number, token in enumerate(self.tokenizer.encode_with_special("<think>\n a b c" if turn is None else turn)):
-            if turn is None and number == 2:
-                raise KeyboardInterrupt
-            yield token, token in self.forced
+        tokens = self.tokenizer.encode_with_special("<think>\n a b c" if turn is None else turn)
+        try:
+            for number, token in enumerate(tokens):
+                if turn is None and number == 2:
+                    raise KeyboardInterrupt
+                yield token, token in self.forced
+        finally:
+            self.closed += 1
+
+
+def scripted(tokenizer: Tokenizer, engine: Any, context: int = 2000) -> LLM:
+    """An LLM that is real but for its engine."""
+    llm = LLM.__new__(LLM)
+    config = ModelConfig.model_construct(max_position_embeddings=context, vocab_size=tokenizer.vocab_size, context=None)
+    object.__setattr__(config, "num_parameters", lambda: 1234)
+    llm.path, llm.engine, llm.tokenizer = Path("scripted"), engine, tokenizer
+    llm._renderer, llm._generation = Renderer(tokenizer), {}
+    llm.model = SimpleNamespace(config=config)  # type: ignore[assignment]
+    return llm
 
 
 @pytest.fixture
@@ -94,12 +108,8 @@ def talk(
         lines: list[str], turns: list[str | None], *options: str, forced: str = "", context: int = 2000
     ) -> tuple[str, ScriptedEngine]:
         engine = ScriptedEngine(tokenizer, turns, forced)
-        config = ModelConfig.model_construct(max_position_embeddings=context)
-        object.__setattr__(config, "num_parameters", lambda: 1234)
-        policy = SimpleNamespace(
-            engine=engine, tokenizer=tokenizer, renderer=Renderer(tokenizer), model=SimpleNamespace(config=config)
-        )
-        monkeypatch.setattr(chat_cli, "LLM", lambda folder, max_rows: policy)
+        policy = scripted(tokenizer, engine, context)
+        monkeypatch.setattr(chat_cli, "LLM", lambda folder, **_: policy)
         result = invoke(run_folder, lines, *options)
         assert result.exit_code == 0, result.output
         return result.output, engine
@@ -113,7 +123,7 @@ def asked(engine: ScriptedEngine, number: int = -1) -> str:
 
 def test_a_real_model_answers_and_the_seed_decides(run_folder: Path) -> None:
     first, again, other = (
-        invoke(run_folder, ["hi", "", "again"], "--max-tokens", "12", "--seed", seed, "--budget", "3")
+        invoke(run_folder, ["hi", "", "again"], "--set", "max_tokens=12", "--set", f"seed={seed}", "--budget", "3")
         for seed in ("1", "1", "2")
     )
     assert first.exit_code == 0, first.output
@@ -124,7 +134,7 @@ def test_a_real_model_answers_and_the_seed_decides(run_folder: Path) -> None:
 
 
 def test_greedy_on_a_model_folder(run_folder: Path) -> None:
-    result = invoke(run_folder / "cold_start", ["hi"], "--temperature", "0", "--max-tokens", "5", "--no-think")
+    result = invoke(run_folder / "cold_start", ["hi"], "--set", "temperature=0", "--set", "max_tokens=5", "--no-think")
     assert result.exit_code == 0 and re.search(r"\d tokens, 0 thinking", result.output)
 
 
@@ -174,23 +184,28 @@ def test_commands(talk: Any) -> None:
 
 
 def test_mistakes_are_one_line_and_the_chat_goes_on(talk: Any) -> None:
-    output, engine = talk(["/bugdet 3", "/budget x", "/budget 99", "/help", "hi"], [f"5{END}"])
+    output, engine = talk(
+        ["/bugdet 3", "/budget x", "/set top_p=7", "/set heat=1", "/thoughts off", "/help", "hi"], [f"5{END}"]
+    )
     assert "error: unknown command /bugdet; /help lists them" in output
     assert "error: /budget takes a number of tokens or off, got 'x'" in output
-    assert "error: thinking_budget needs think tokens" in output and "/reset      forget" in output
-    assert engine.requests[0].params.thinking_budget is None
+    assert "error: top_p must be in (0, 1], got 7" in output and "/reset        forget" in output
+    assert "error: sampling is set as KEY=VALUE, got 'heat=1'; there are temperature" in output
+    assert "error: /thoughts takes fold, show or nothing, got 'off'" in output
+    assert engine.requests[0].params.thinking_budget is None and engine.requests[0].params.top_p != 7
 
 
 def test_control_c_stops_the_reply_and_keeps_the_chat(talk: Any) -> None:
     output, engine = talk(["one", "two"], [None, f"5{END}"])
     assert "stopped; this exchange is not kept" in output and "\n5\n" in output and "one" not in asked(engine)
+    assert engine.closed == 2  # the engine was told
 
 
 def test_what_is_out_of_the_ordinary_is_said(talk: Any) -> None:
     stop = "\n</think>\n\n"
     output, _ = talk(["a", "b", "c"], [f"<think>\n a{stop}6{END}", "6", f"6</think>{END}"], forced=stop)
     assert "budget spent, the stop text was forced" in output
-    assert "cut off: --max-tokens or the context is used up" in output
+    assert "cut off: max_tokens or the context is used up" in output
     assert "</think> without an open think block" in output
 
 
@@ -227,7 +242,8 @@ def test_a_reply_cannot_steer_the_terminal_or_the_markup(talk: Any) -> None:
     [
         (["--tools", "shell"], 1, "unknown tool 'shell'; there is: calc"),
         (["--budget", "-1"], 2, "--budget"),
-        (["--max-tokens", "0"], 2, "--max-tokens"),
+        (["--set", "max_tokens=0"], 1, "max_tokens and n must be >= 1"),
+        (["--set", "heat=1"], 1, "there are temperature"),
     ],
 )
 def test_bad_options(options: list[str], code: int, words: str, run_folder: Path) -> None:
@@ -263,13 +279,11 @@ def test_what_counts_as_a_command() -> None:
 
 def test_a_chat_can_be_driven_from_python(tokenizer: Tokenizer) -> None:
     engine: Any = ScriptedEngine(tokenizer, [THOUGHT])
-    config = ModelConfig.model_construct(max_position_embeddings=99)
-    policy: Any = SimpleNamespace(
-        engine=engine, tokenizer=tokenizer, renderer=Renderer(tokenizer), model=SimpleNamespace(config=config)
-    )
-    chat = Chat(policy, chat_cli.Console(quiet=True), SamplingParams())
+    chat = Chat(scripted(tokenizer, engine, 99), chat_cli.Console(quiet=True), {})
     chat.respond("sum")
     assert chat.messages == [Message("user", "sum"), Message("assistant", "6", " E0+1=1")]
+    assert chat.command("/set") == "nothing is set" and chat.command("/set top_k=3") == "top_k=3"
+    assert (engine.requests[0].params.temperature, engine.requests[0].params.top_p) == (0.6, 0.95)
 
 
 def test_as_a_process_with_bytes_that_are_not_text(run_folder: Path) -> None:
@@ -279,6 +293,60 @@ def test_as_a_process_with_bytes_that_are_not_text(run_folder: Path) -> None:
         "PYTHONUTF8": "1",
         "PYTHONIOENCODING": "utf-8",
     }
-    command = [sys.executable, "-m", "twofold.cli", "chat", str(run_folder), "--max-tokens", "3"]
+    command = [sys.executable, "-m", "twofold.cli", "chat", str(run_folder), "--set", "max_tokens=3"]
     done = subprocess.run(command, input=b"hi\n\xff\xfe\n", capture_output=True, env=environment, check=False)
     assert done.returncode == 1 and b"the input is not UTF-8 text" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_thoughts_can_be_folded_and_shown_afterwards(talk: Any) -> None:
+    lines = ["/thoughts", "/thoughts fold", "one", "/thoughts", "/thoughts show", "two"]
+    output, _ = talk(lines, [THOUGHT, THOUGHT])
+    folded, shown = output.split("you> /thoughts show")
+    assert "there was no thought" in folded and "─" not in folded
+    assert re.search(r"you> one\nthought for \d+\.\d s; /thoughts shows it\n6\n", folded)
+    assert "you> /thoughts\n E0+1=1\n" in folded and "thinking ─" in shown
+
+
+def test_messages_of_several_lines(talk: Any) -> None:
+    output, engine = talk(["a\\", "b\\", "c", '"""d', "", "/quit", 'e"""'], [f"5{END}", f"6{END}"])
+    assert "user\na\nb\nc<|im_end|>" in asked(engine, 0) and "user\nd\n\n/quit\ne<|im_end|>" in asked(engine, 1)
+    assert "...> b" in output
+    output, engine = talk(["a\\"], [f"5{END}"])
+    assert "user\na<|im_end|>" in asked(engine)  # the input ended instead
+
+
+def test_a_block_that_does_not_end_is_an_error(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(['"""a', "b"])
+    monkeypatch.setattr("builtins.input", lambda *_: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    with pytest.raises(InputError, match="ended inside a block"):
+        Input(chat_cli.Console(quiet=True)).read()
+
+
+def test_sampling_can_be_set_and_a_stop_string_ends_the_reply(talk: Any) -> None:
+    lines = ["/set", "/set temperature=0", "/set stop=B", "/set", "one", "/set stop=null", "two"]
+    output, engine = talk(lines, [f"A 5 B 6{END}", f"B{END}"])
+    first, second = (request.params for request in engine.requests)
+    assert first.temperature == 0 and first.stop == ("B",) and second.stop == ()
+    assert "temperature=0" in output and "stop=('B',)" in output
+    assert "\nA 5 \n" in output and " 6" not in output
+    assert sampling_from(["max_tokens=5", "stop_token_ids=[1, 2]", "stop=[\"x\"]"]) == {
+        "max_tokens": 5, "stop_token_ids": (1, 2), "stop": ("x",),
+    }  # fmt: skip
+
+
+def test_what_is_not_set_follows_the_mode(talk: Any) -> None:
+    _, engine = talk(["one"], [f"5{END}"], "--no-think")
+    assert asked(engine).endswith("</think>\n\n")
+
+
+def test_the_history_is_kept_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("readline")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    lines = Input(chat_cli.Console(quiet=True))
+    lines.close()
+    assert history_file() == tmp_path / "twofold" / "chat_history"
+    assert history_file().stat().st_mode & 0o777 == 0o600
+    history_file().unlink()
+    Input(chat_cli.Console(quiet=True), history=False).close()
+    assert not history_file().exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 import twofold
-from twofold.base.records import InputError, Request, SamplingParams
+from twofold.base.gguf_file import read_metadata
+from twofold.base.records import Grammar, InputError, Request, SamplingParams
 from twofold.llm import LLM
 from twofold.model.config import Context, ModelConfig
 from twofold.model.gguf_write import save_gguf
@@ -176,10 +178,10 @@ def test_without_a_limit_a_reply_stays_within_the_native_length(folder: Path) ->
     llm = LLM(folder)
     llm.model.config = llm.model.config.model_copy(update={"context": Context(native=80, target=160)})
     length = len(llm.renderer.prompt_ids(ASK))
-    assert llm._request(list(range(length)), {}).params.max_tokens == 81 - length
-    assert not llm.engine.extends(llm._request(list(range(length)), {}))
-    assert llm.engine.extends(llm._request(list(range(length)), {"max_tokens": 100}))
-    assert llm._request(list(range(100)), {}).params.max_tokens == 60
+    assert llm.request(list(range(length)), {}).params.max_tokens == 81 - length
+    assert not llm.engine.extends(llm.request(list(range(length)), {}))
+    assert llm.engine.extends(llm.request(list(range(length)), {"max_tokens": 100}))
+    assert llm.request(list(range(100)), {}).params.max_tokens == 60
 
 
 def test_embeddings_and_relevance(folder: Path) -> None:
@@ -195,3 +197,73 @@ def test_embeddings_and_relevance(folder: Path) -> None:
     assert not torch.allclose(vectors[0], llm.embed(["sum"], task="find sums", dimensions=8)[0])
     scores = llm.rerank("sum", ["sum", "calc"])
     assert len(scores) == 2 and all(0 < score < 1 for score in scores)
+
+
+def test_stop_strings_end_the_answer(llm: LLM) -> None:
+    prompts = [[5, 6, 7], [9, 8]]
+    free = llm.generate(prompts, SamplingParams(max_tokens=30, n=2, seed=3))
+    texts = [llm.text(completion) for completion in free]
+    stop = (texts[0][6:8], texts[3][4:6])
+    cut = llm.generate(prompts, SamplingParams(max_tokens=30, n=2, seed=3, stop=stop))
+    assert [(c.request_index, c.sample_index) for c in cut] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for whole, part, text in zip(free, cut, texts, strict=True):
+        assert part.token_ids == whole.token_ids[: len(part.token_ids)]
+        ends = [text.index(string) for string in stop if string in text]
+        assert llm.text(part, stop) == text[: min(ends, default=len(text))]
+        assert part.finish_reason == "stop" if ends else part.finish_reason == whole.finish_reason
+        assert len(part.token_ids) == len(part.logprobs) == len(part.forced)
+    assert len(cut[0].token_ids) < len(free[0].token_ids) and llm.engine.counters.running == 0
+    llm.engine.check_integrity()
+
+
+def test_a_chat_stops_at_a_string_too(llm: LLM) -> None:
+    settings = {"max_tokens": 60, "temperature": 1.0, "seed": 5}
+    whole = llm.chat(ASK, **settings)
+    stop = whole.content[5:7]
+    cut = llm.chat(ASK, stop=[stop], **settings)
+    assert cut.content == whole.content[: whole.content.index(stop)] and cut.finish_reason == "stop"
+    pieces = list(llm.stream(ASK, stop=[stop], **settings))
+    assert "".join(piece.text for piece in pieces if piece.kind == "content") == cut.content
+    assert not llm.engine.has_work
+
+
+def test_the_mode_decides_what_is_not_given(llm: LLM) -> None:
+    ids = [5, 6, 7]
+    assert llm.request(ids, {}, thinking=True).params.top_p == llm.request(ids, {}).params.top_p == 0.95
+    assert llm.request(ids, {}, thinking=False).params.top_p == 0.8
+    assert llm.request(ids, {"top_p": 0.5}, thinking=False).params.top_p == 0.5
+    inside, after = (llm.tokenizer.encode_with_special(text) for text in ("<think>\n", "<think>\n\n</think>\n\n"))
+    assert llm.request(ids + inside, {}).in_think and llm.request(ids + after, {}).after_think
+
+
+def test_more_than_one_end_token_of_a_gguf_file(
+    llm: LLM, model: Qwen3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in one made from a base model, whose eos is not the end of a turn."""
+    pytest.importorskip("gguf")
+    path = tmp_path / "small.gguf"
+    save_gguf(model, llm.tokenizer, path, "f32", llm.renderer.chat_template, "small")
+    end, text = llm.tokenizer.im_end, llm.tokenizer.endoftext
+    assert LLM(path).engine.eos_ids == (end, text)
+    more = {"tokenizer.ggml.eos_token_id": text, "tokenizer.ggml.eot_token_id": 9, "tokenizer.ggml.eom_token_id": 11}
+    monkeypatch.setattr("twofold.llm.read_metadata", lambda path: {**read_metadata(path), **more})
+    assert LLM(path).engine.eos_ids == (text, 9, 11, end)
+
+
+def test_keys_without_effect_are_warned_about(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = LLM(folder)
+    save_model(source.model, source.tokenizer, tmp_path)
+    write_generation_config(tmp_path, {"num_beams": 4, "max_new_tokens": 7, "repetition_penalty": 1.1})
+    with caplog.at_level("WARNING", "twofold"):
+        llm = LLM(tmp_path)
+    assert "num_beams of generation_config.json is not supported" in caplog.text
+    params = llm.request([5, 6], {}, thinking=True).params
+    assert (params.max_tokens, params.repetition_penalty, params.temperature) == (7, 1.1, 0.6)
+
+
+def test_a_json_answer(llm: LLM) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema |= {"additionalProperties": False, "x-guidance": {"whitespace_pattern": ""}}
+    out = llm.chat(ASK, thinking=False, max_tokens=30, grammar=Grammar("json_schema", json.dumps(schema)))
+    assert json.loads(out.content).keys() == {"a"} and out.finish_reason == "stop"

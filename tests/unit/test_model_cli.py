@@ -148,7 +148,10 @@ def test_export_keeps_a_template_of_no_family_and_needs_none(
 
 
 def test_export_is_whole_or_absent(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twofold.recipes.folder.write_generation_config", lambda *_: (_ for _ in ()).throw(InputError("no")))
+    def refuse(*_: object) -> None:
+        raise InputError("no")
+
+    monkeypatch.setattr("twofold.recipes.folder.write_generation_config", refuse)
     run("export", folder, tmp_path / "out", code=1)
     assert left(tmp_path) == []
 

@@ -1,27 +1,54 @@
 """Engine: token-in, token-out generation and scoring with the very module that is trained.
 
-Continuous batching over a row cache: samples wait, are admitted into free rows (a prompt shared by several samples is
-prefilled once), and decode together; when nothing waits, finished rows are squeezed out. Texts, templates and tools
-are not known here. Changing weights under running rows is an error: ``update_weights`` says when it happened.
+It joins the parts: the scheduler says which tokens a step computes, the runner computes them over a paged cache, the
+sampler draws what comes next. ``add`` and ``step`` are for servers; ``generate`` and ``stream`` are loops over them.
+Texts, templates and tools are not known here. One thread at a time: it is not thread-safe.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from twofold.base.batch import boundaries, positions
 from twofold.base.records import Completion, InputError, Request
-from twofold.engine.rows import Rows, Sample, ThinkTokens
-from twofold.model.attn_inputs import AttnInputs, KVCache
+from twofold.engine.blocks import BlockManager, root_key
+from twofold.engine.draft import prompt_lookup
+from twofold.engine.grammar import Grammars
+from twofold.engine.inputs import StepInputs
+from twofold.engine.memory import BLOCK, Shape, cache_bytes, paged_shape, whole_shape
+from twofold.engine.request import EngineOptions, EngineStats, Event, Sample
+from twofold.engine.runner import Runner
+from twofold.engine.sampling import Sampled, Sampler, ThinkTokens
+from twofold.engine.scheduler import Scheduler
+from twofold.model.attn_inputs import AttnInputs, integers
+from twofold.model.lora import LoraExperts, LoraLinear
 from twofold.model.qwen3 import Qwen3
 from twofold.ops import loss as loss_ops
-from twofold.ops.sample import counter_uniform, filter_logits, sample
 
-_PREFILL_TOKENS = 8192  # most prompt tokens in one forward pass
-_SQUEEZE_BELOW = 0.75  # squeeze rows out when fewer than this share of them still run
+__all__ = ["Engine", "EngineOptions", "EngineStats", "Event", "ThinkTokens"]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request on its way: where its events go, and how many of its samples have not ended.
+
+    quiet: only last events are wanted.
+    """
+
+    sink: list[Event]
+    left: int
+    quiet: bool
+
+
+@dataclass(slots=True)
+class _Drawing:
+    """Samples that get a token, each with the row of logits it is drawn from."""
+
+    samples: list[Sample] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
 
 
 class Engine:
@@ -31,8 +58,9 @@ class Engine:
         model: the module, shared with the trainer. eos_ids: tokens that end a completion.
         think: think tags and budget stop text, or None for tokenizers without them.
         max_rows: most sequences decoded together. vocab_limit: ids at and above it are never sampled (padded rows).
-        min_rows: fewest rows in a matrix product while decoding, idle ones included. Products with very few rows take
-            another path in the library and round differently; 16 keeps log-probabilities equal to the trainer's.
+        min_rows: fewest rows in a matrix product, idle ones included. Products with very few rows take another path in
+            the library and round differently; 16 keeps log-probabilities equal to the trainer's.
+        grammars: compiles grammars for the tokenizer; None refuses requests that have one.
     """
 
     def __init__(
@@ -43,23 +71,94 @@ class Engine:
         max_rows: int = 512,
         vocab_limit: int | None = None,
         min_rows: int = 1,
+        grammars: Grammars | None = None,
+        options: EngineOptions | None = None,
     ) -> None:
         self.model, self.eos_ids, self.think = model, tuple(eos_ids), think
-        self.max_rows, self.min_rows = max(max_rows, min_rows), min_rows
+        self.max_rows, self.min_rows, self.grammars = max_rows, min_rows, grammars
         self.vocab_limit = vocab_limit if vocab_limit is not None else model.config.vocab_size
+        self.options = options or EngineOptions()
         self.policy_version = 0
-        self.prompt_tokens = 0  # counters since the start, for cost reports
-        self.generated_tokens = 0
-        self._cache: KVCache | None = None
+        self.asleep = False
+        nothing = BlockManager(0, self.options.block_size or BLOCK)
+        self._scheduler = Scheduler(nothing, max_rows, self.options.step_tokens, self.options.mixed_tokens)
+        self._stats = self._scheduler.stats
+        self._runner: Runner | None = None
+        self._sampler = self._new_sampler()
+        self._free_slots: list[int] = []
+        self._adapter: str | None = None
+        self._requests = 0  # made so far; their ids
+        self._open: dict[int, _Open] = {}
+        self._loud = 0  # requests of which every event is wanted
+        self._events: list[Event] = []
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and so the cache and the state of rows."""
-        return self.model.model.embed_tokens.weight.device
+        """Where the model is, and so the cache and the state of samples."""
+        return self.model.model.norm.weight.device
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens since the start, for cost reports; those found in the prefix cache included."""
+        return self._stats.prompt_tokens
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens made since the start, for cost reports; a resumed run sets it."""
+        return self._stats.generated_tokens
+
+    @generated_tokens.setter
+    def generated_tokens(self, count: int) -> None:
+        self._stats.generated_tokens = count
+
+    @property
+    def counters(self) -> EngineStats:
+        """Where the engine stands now, and what it has done since its start."""
+        scheduler = self._scheduler
+        running, waiting, blocks = len(scheduler.running), len(scheduler.waiting), scheduler.blocks
+        return replace(
+            self._stats, running=running, waiting=waiting, blocks_used=blocks.used, blocks_total=blocks.total
+        )
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` has something to do or to deliver."""
+        return bool(self._scheduler.running or self._scheduler.waiting or self._events)
 
     def update_weights(self) -> None:
-        """Say that the module's weights have changed; later completions carry the next version."""
+        """Say that the module's weights have changed; later completions carry the next version, and nothing that was
+        computed with the old ones is used again.
+
+        Raises:
+            RuntimeError: samples are on their way, whose keys were computed with the old weights.
+        """
+        under_way = len(self._scheduler.running) + len(self._scheduler.waiting)
+        if under_way:
+            raise RuntimeError(f"weights change under {under_way} samples; finish or abort them before update_weights")
         self.policy_version += 1
+        self._scheduler.blocks.flush()
+
+    def sleep(self) -> None:
+        """Give the cache's memory back; samples on their way are computed again after ``wake``."""
+        self.asleep = True
+        self._scheduler.preempt_all()
+        self._scheduler.use(BlockManager(0, self.options.block_size or BLOCK))
+        self._runner = None
+
+    def wake(self) -> None:
+        """Go on after ``sleep``; memory is taken when it is needed."""
+        self.asleep = False
+
+    def check_integrity(self) -> None:
+        """Assert what must hold between steps: no block lost or held twice, no slot without a sample."""
+        self._scheduler.check_integrity()
+        slots = [s.slot for s in (*self._scheduler.running, *self._scheduler.waiting) if s.slot >= 0]
+        assert sorted(slots + self._free_slots) == list(range(self._sampler.capacity)), "a slot is lost or held twice"
+        assert self._runner is None or self._runner.shape.blocks == self._scheduler.blocks.total, "caches differ"
+        left = {request_id: opened.left for request_id, opened in self._open.items()}
+        for sample in (*self._scheduler.running, *self._scheduler.waiting):
+            left[sample.request_id] -= 1
+        assert not any(left.values()), "a request waits for samples that are not there"
 
     @torch.no_grad()
     def score(
@@ -107,139 +206,271 @@ class Engine:
         """Complete every request; order is by request, then sample.
 
         Raises:
-            InputError: an empty prompt, or a thinking budget when the tokenizer has no think tokens.
+            InputError: a request that cannot be honoured; then nothing is generated.
         """
-        run = _Run(self, requests)
-        while run.step():
-            pass
-        return sorted(run.completions, key=lambda c: (c.request_index, c.sample_index))
+        self._get_ready(requests)
+        for index, request in enumerate(requests):
+            self._check(request, f"request {index}")
+        done: list[Event] = []
+        ids = [self._queue(request, done, quiet=True, index=index) for index, request in enumerate(requests)]
+        try:
+            while any(request_id in self._open for request_id in ids):
+                self._advance()
+        finally:
+            for request_id in ids:
+                self.abort(request_id)
+        completions = [event.completion for event in done if event.completion is not None]
+        return sorted(completions, key=lambda c: (c.request_index, c.sample_index))
 
     def stream(self, request: Request) -> Iterator[tuple[int, bool]]:
-        """Yield (token id, forced) of one request (n = 1) as they are made."""
-        run = _Run(self, [request])
-        seen = 0
-        more = True
-        while more:
-            more = run.step()
-            made = run.completions[0].token_ids if run.completions else run.rows.tokens[0].tolist()
-            forced = run.completions[0].forced if run.completions else run.rows.forced[0].tolist()
-            count = len(made) if run.completions else int(run.rows.made[0])
-            yield from zip(made[seen:count], forced[seen:count], strict=True)
-            seen = count
+        """Yield (token id, forced) of one request (n = 1) as they are made. Closing the iterator ends the request."""
+        if request.params.n != 1:
+            raise InputError(f"a stream has one sample, n = {request.params.n} asks for more; use generate")
+        self._get_ready()
+        self._check(request, "the request")
+        sink: list[Event] = []
+        request_id = self._queue(request, sink)
+        try:
+            while request_id in self._open:
+                self._advance()
+                made = [(event.token_id, event.forced) for event in sink if event.token_id is not None]
+                sink.clear()
+                yield from made
+        finally:
+            self.abort(request_id)
 
-    def cache(self, rows: int, capacity: int) -> KVCache:
-        """A row cache at least this large, re-used between calls."""
-        kind, held = (self.model.attention_dtype, self.device), self._cache
-        if held is None or held.rows < rows or held.capacity < capacity or (held.dtype, held.device) != kind:
-            self._cache = held = None  # free the old one first
-            held = self._cache = KVCache(self.model.config, rows, -(-capacity // 64) * 64, *kind)
-        return held
+    def add(self, request: Request, key: str | None = None) -> int:
+        """Queue a request with all its samples for ``step``.
 
-    def check(self, index: int, request: Request) -> None:
+        Args:
+            key: requests share cached prefixes only with those of the same key.
+
+        Returns:
+            The request's id.
+
+        Raises:
+            InputError: what it asks for cannot be honoured, or is larger than the cache.
+        """
+        self._get_ready()
+        self._check(request, "the request")
+        return self._queue(request, self._events, key=key)
+
+    def abort(self, request_id: int) -> None:
+        """End the samples of a request; their slots and blocks are free at once, and the next ``step`` delivers their
+        last events. Does nothing to a request that has ended."""
+        for sample in self._scheduler.abort(request_id):
+            if sample.slot >= 0:
+                completion = self._take(sample, aborted=True)
+            else:
+                completion = Completion(sample.index, sample.sample_index, finish_reason="aborted")
+                completion.policy_version = self.policy_version
+            self._emit(Event(request_id, sample.sample_index, None, completion=completion))
+
+    def step(self) -> list[Event]:
+        """One forward pass over what the scheduler chose; the new tokens of added requests, in order.
+
+        Raises:
+            RuntimeError: the engine is asleep.
+        """
+        if self._scheduler.running or self._scheduler.waiting:
+            self._advance()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def _check(self, request: Request, name: str) -> None:
         """Refuse what cannot be honoured."""
         if not request.prompt_ids:
-            raise InputError(f"request {index} has an empty prompt")
-        if self.think is None and request.params.thinking_budget is not None:
-            raise InputError("thinking_budget needs a tokenizer with <think> and </think>; this one has none")
+            raise InputError(f"{name} has an empty prompt")
+        self._sampler.check(request)
+        self._scheduler.check_size(_positions(request))
 
+    def _queue(
+        self, request: Request, sink: list[Event], *, quiet: bool = False, index: int = 0, key: str | None = None
+    ) -> int:
+        request_id, self._requests = self._requests, self._requests + 1
+        extended = self.extends(request)
+        root = root_key(self.policy_version, self._adapter, extended, key)
+        self._open[request_id] = _Open(sink, request.params.n, quiet)
+        self._loud += not quiet
+        for number in range(request.params.n):
+            tokens = list(request.prompt_ids)
+            limit = len(tokens) + request.params.max_tokens
+            sample = Sample(request_id, index, number, request, root, extended, tokens, limit, request.params.speculate)
+            self._scheduler.waiting.append(sample)
+        return request_id
 
-class _Run:
-    """One call of generate: its queue, rows and finished completions."""
+    def _get_ready(self, requests: Sequence[Request] = ()) -> None:
+        """Have a cache of the right shape, on the model's device and in its type, and know the adapter in use."""
+        if self.asleep:
+            raise RuntimeError("the engine is asleep; call wake() first")
+        adapter = _active_adapter(self.model)
+        if self._scheduler.running or self._scheduler.waiting:
+            if adapter != self._adapter:
+                raise RuntimeError("another adapter was activated under running samples; finish or abort them first")
+            return
+        self._adapter = adapter
+        if self._sampler.device != self.device:
+            self._sampler, self._free_slots = self._new_sampler(), []
+        token_bytes = self.model.config.kv_bytes_per_token(self.model.attention_dtype.itemsize)
+        shape = None
+        if self.options.block_size is None and requests:
+            shape = whole_shape(requests, self.max_rows, self._cache_bytes(), token_bytes)
+        if shape is None:
+            size = self.options.block_size or BLOCK
+            shape = Shape(0, size, whole=False)
+            if self._runner is None or not self._runner.fits(shape):
+                shape = paged_shape(self._cache_bytes(), token_bytes, size)
+        self._use(shape)
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        self.engine = engine
-        self.waiting: deque[Sample] = deque()
-        for index, request in enumerate(requests):
-            engine.check(index, request)
-            self.waiting.extend(Sample(index, s, request) for s in range(request.params.n))
-        capacity = max((len(r.prompt_ids) + r.params.max_tokens for r in requests), default=1)
-        max_new = max((r.params.max_tokens for r in requests), default=1)
-        rows = min(engine.max_rows, max(engine.min_rows, len(self.waiting)))
-        self.cache = engine.cache(rows, capacity)
-        self.rows = Rows(rows, max_new, engine.think, engine.eos_ids, engine.min_rows, engine.device)
-        self.free = list(range(rows - 1, -1, -1))
-        self.completions: list[Completion] = []
-        self.filtered = any(r.params.top_k > 0 or r.params.top_p < 1 for r in requests)
+    def _cache_bytes(self) -> int:
+        if self.options.kv_bytes is not None:
+            return self.options.kv_bytes
+        itemsize = self.model.attention_dtype.itemsize
+        return cache_bytes(self.model.config, itemsize, self.max_rows, self.device)
+
+    def _use(self, shape: Shape) -> None:
+        if self._runner is None or not self._runner.fits(shape):
+            self._runner = None  # free the old cache first
+            self._runner = Runner(self.model, shape, self.min_rows)
+            self._scheduler.use(BlockManager(shape.blocks, shape.block_size, shape.whole))
+
+    def _new_sampler(self) -> Sampler:
+        return Sampler(
+            0, self.think, self.eos_ids, self.vocab_limit, self.device, self.grammars, self.options.entropies
+        )
 
     @torch.no_grad()
-    def step(self) -> bool:
-        """Admit waiting samples if rows are free, else decode one token for every row. False when all is done."""
-        admitted = self._admit()
-        if admitted:
-            self._prefill(admitted)
-        elif self.rows.count:
-            self._decode()
-        self._collect()
-        return bool(self.waiting) or bool(self.rows.live.any())
+    def _advance(self) -> None:
+        """One forward pass and what follows from it."""
+        if self._runner is None or self.asleep:
+            self._restore_cache()
+        assert self._runner is not None
+        batch = self._scheduler.schedule()
+        if not batch.rows and not batch.chunks:
+            raise RuntimeError("samples wait but none fits the cache; abort them")
+        hidden_TD, inputs = self._runner.run(batch)
+        drawing, wanted = self._collect(inputs)
+        if not wanted:
+            return
+        logits_RV = self._runner.logits(self._pick(hidden_TD, wanted))
+        ended: list[Sample] = []
+        place = 0
+        while drawing.samples:
+            drawing = self._draw(drawing, logits_RV, place, ended)
+            place += 1
+        if ended:
+            self._scheduler.end(ended)
 
-    def _admit(self) -> list[int]:
-        admitted: list[int] = []
-        budget = _PREFILL_TOKENS
-        while self.waiting and self.free and budget > 0:
-            row = self.free.pop()
-            sample = self.waiting.popleft()
-            budget -= len(sample.request.prompt_ids) if sample.sample_index == 0 else 0  # siblings share it
-            self.rows.place_sample(row, sample, self.engine.extends(sample.request))
-            admitted.append(row)
-        return admitted
+    def _restore_cache(self) -> None:
+        """After ``sleep``, samples wait that are to go on."""
+        if self.asleep:
+            raise RuntimeError("the engine is asleep; call wake() first")
+        token_bytes = self.model.config.kv_bytes_per_token(self.model.attention_dtype.itemsize)
+        self._use(paged_shape(self._cache_bytes(), token_bytes, self.options.block_size or BLOCK))
 
-    def _prefill(self, admitted: list[int]) -> None:
-        by_prompt: dict[tuple[tuple[int, ...], bool], list[int]] = {}  # and by coding: it is part of the cached keys
-        for row in admitted:
-            by_prompt.setdefault(self._prompt(row), []).append(row)
-        lengths = [len(prompt) for prompt, _ in by_prompt]
-        tokens = self._tensor([t for prompt, _ in by_prompt for t in prompt])
-        cu = boundaries(lengths)
-        leaders = self._tensor([rows[0] for rows in by_prompt.values()])
-        model = self.engine.model
-        attn = AttnInputs.prefill(cu, self.cache, leaders, extended_S=[extended for _, extended in by_prompt])
-        last = model(tokens, positions(lengths).to(tokens.device), attn)[self._tensor(cu[1:]) - 1]
-        for (prompt, _), (leader, *followers) in by_prompt.items():
-            if followers:
-                self.cache.copy_prefix(leader, self._tensor(followers), len(prompt))
-        self.engine.prompt_tokens += len(tokens)
-        which = self._tensor([index for index, rows in enumerate(by_prompt.values()) for _ in rows])
-        rows = self._tensor([row for rows in by_prompt.values() for row in rows])
-        self._sample(rows, self._logits(last)[which])
+    def _collect(self, inputs: StepInputs) -> tuple[_Drawing, list[int]]:
+        """Who gets a token from a forward pass, and the places in its stream whose logits are wanted for that."""
+        self._scheduler.decoded(inputs.rows)
+        wanted = list(range(len(inputs.rows)))
+        drawing, start = _Drawing(list(inputs.rows), list(wanted)), len(wanted)
+        for chunk in inputs.chunks:
+            known = len(chunk.sample.tokens)
+            ready = self._scheduler.computed(chunk.sample, min(chunk.end, known))
+            if ready:
+                drawing.samples += ready
+                drawing.rows += [len(wanted)] * len(ready)
+                wanted += range(start + known - 1 - chunk.begin, start + chunk.end - chunk.begin)
+                self._stats.drafted += chunk.end - known
+            start += chunk.end - chunk.begin
+        return drawing, wanted
 
-    def _tensor(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, device=self.cache.device)
+    def _draw(self, drawing: _Drawing, logits_RV: torch.Tensor, place: int, ended: list[Sample]) -> _Drawing:
+        """One token for each sample. Returns those whose guess at ``place`` came true: they get another one."""
+        for sample in drawing.samples:
+            if sample.slot < 0:
+                self._give_slot(sample)
+        slots_R = integers([sample.slot for sample in drawing.samples], self.device)
+        sampled = self._sampler.sample(slots_R, self._pick(logits_RV, drawing.rows))
+        self._stats.generated_tokens += len(drawing.samples)
+        again, finished = _Drawing(), sampled.finished_R.tolist()
+        for row, (sample, token) in enumerate(zip(drawing.samples, sampled.tokens_R.tolist(), strict=True)):
+            sample.tokens.append(token)
+            if finished[row]:
+                ended.append(sample)
+            elif sample.speculate:
+                self._guess(sample, drawing.rows[row], place, again)
+        self._report(drawing.samples, sampled, finished)
+        return again
 
-    def _prompt(self, row: int) -> tuple[tuple[int, ...], bool]:
-        sample = self.rows.samples[row]
-        assert sample is not None
-        return sample.request.prompt_ids, self.engine.extends(sample.request)
+    def _pick(self, table: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """These rows of a table: a view where they are its first ones in order."""
+        return table[: len(rows)] if rows == list(range(len(rows))) else table[integers(rows, self.device)]
 
-    def _decode(self) -> None:
-        count = self.rows.count
-        places = self.rows.place[:count]
-        attn = AttnInputs.decode(self.cache, places, self.rows.extended[:count])
-        hidden = self.engine.model(self.rows.last[:count], places, attn)
-        live = self.rows.live[:count].nonzero().flatten()
-        self._sample(live, self._logits(hidden[live] if len(live) < count else hidden))
+    def _guess(self, sample: Sample, row: int, place: int, again: _Drawing) -> None:
+        """See whether the guess at ``place`` came true; if not, or after the last, make the next guess."""
+        if place < len(sample.draft) and sample.draft[place] == sample.tokens[-1]:
+            self._stats.accepted += 1
+            self._scheduler.accept(sample)
+            again.samples.append(sample)
+            again.rows.append(row + 1)
+        else:
+            sample.draft = prompt_lookup(sample.tokens, min(sample.speculate, sample.limit - len(sample.tokens) - 1))
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        missing = max(0, self.engine.min_rows - len(hidden))
-        return self.engine.model.logits(torch.nn.functional.pad(hidden, (0, 0, 0, missing)))[: len(hidden)]
+    def _give_slot(self, sample: Sample) -> None:
+        if not self._free_slots:
+            old = self._sampler.capacity
+            self._sampler.grow(min(self.max_rows, max(16, 2 * old)))
+            self._free_slots = list(range(self._sampler.capacity - 1, old - 1, -1))
+        sample.slot = self._free_slots.pop()
+        self._sampler.start(sample.slot, sample.request, sample.sample_index, sample.index)
 
-    def _sample(self, rows: torch.Tensor, logits: torch.Tensor) -> None:
-        state = self.rows
-        logp = logits.log_softmax(-1)  # over every row, as the trainer's; padded rows are only kept from being drawn
-        if self.engine.vocab_limit < logits.shape[-1]:
-            logits[:, self.engine.vocab_limit :] = -torch.inf
-        entropies = -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)
-        allowed = filter_logits(logits, state.top_k[rows], state.top_p[rows]) if self.filtered else logits
-        uniform = counter_uniform(state.seed[rows], state.made[rows])
-        tokens, forced = state.force(sample(allowed, state.temperature[rows], uniform), rows)
-        state.append(rows, tokens, forced, logp.gather(-1, tokens[:, None]).squeeze(-1), entropies)
-        self.engine.generated_tokens += len(rows)
+    def _take(self, sample: Sample, aborted: bool = False) -> Completion:
+        """End a sample in the sampler."""
+        completion = self._sampler.take(sample.slot, self.policy_version, aborted)
+        self._free_slots.append(sample.slot)
+        sample.slot = -1
+        completion.cached_tokens = sample.cached or 0
+        self._stats.forced_stops += any(completion.forced)
+        self._stats.loops += completion.looped
+        return completion
 
-    def _collect(self) -> None:
-        for row in self.rows.finished():
-            self.completions.append(self.rows.take(row, self.engine.policy_version))
-            if self.waiting:
-                self.free.append(row)
-        live = int(self.rows.live.sum())
-        if not self.waiting and live < _SQUEEZE_BELOW * self.rows.count and self.rows.count > self.engine.min_rows:
-            length = int(self.rows.place[: self.rows.count].max()) + 1
-            self.cache.compact(self.rows.compact(), length)
+    def _report(self, samples: list[Sample], sampled: Sampled, finished: list[bool]) -> None:
+        """Events of one token for each sample, where anybody wants them."""
+        if self._loud:
+            rows = [
+                row for row, sample in enumerate(samples) if finished[row] or not self._open[sample.request_id].quiet
+            ]
+        else:
+            rows = [row for row, ended in enumerate(finished) if ended]
+        if not rows:
+            return
+        tokens, forced, logprobs = (t.tolist() for t in (sampled.tokens_R, sampled.forced_R, sampled.logprobs_R))
+        for row in rows:
+            sample = samples[row]
+            top = tuple(sampled.top[row]) if sampled.top else ()
+            completion = self._take(sample) if finished[row] else None
+            self._emit(
+                Event(
+                    *(sample.request_id, sample.sample_index, tokens[row], forced[row], logprobs[row]), top, completion
+                )
+            )
+
+    def _emit(self, event: Event) -> None:
+        opened = self._open[event.request_id]
+        opened.sink.append(event)
+        if event.completion is not None:
+            opened.left -= 1
+            if opened.left == 0:
+                self._loud -= not opened.quiet
+                del self._open[event.request_id]
+
+
+def _positions(request: Request) -> int:
+    """Positions that a sample may take: the last token is never fed."""
+    return len(request.prompt_ids) + request.params.max_tokens - 1
+
+
+def _active_adapter(model: Qwen3) -> str | None:
+    """Name of the adapter that takes part in the forward pass."""
+    return next((m.active for m in model.modules() if isinstance(m, LoraLinear | LoraExperts)), None)

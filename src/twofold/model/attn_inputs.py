@@ -1,80 +1,130 @@
-"""AttnInputs says, for one step, which tokens see which: packed training, prefill into a cache, or decoding.
+"""AttnInputs says, for one step, which tokens see which: packed training, or a mixture of decoding, whole prompts and
+chunks of prompts over a paged cache.
 
 It is passed explicitly to the model; nothing is global, so a teacher and a student can live in one process. The cache
-is one row of ``capacity`` places a sequence; which row belongs to whom is the engine's business. So is, for a model
-with a long context, which sequences are coded beyond the native length: cached keys are rotated, so a sequence keeps
-the coding it began with.
+is two pools of blocks a layer; which block belongs to whom is the engine's business. So is, for a model with a long
+context, which sequences are coded beyond the native length: cached keys are rotated, so a sequence keeps the coding it
+began with.
 
-Shape legend: T tokens, S sequences, R cache rows, K key/value heads, C capacity, H head dimension, L visible keys.
+Shape legend: T tokens, S sequences, R rows being decoded, K key/value heads, P blocks of a pool, B positions of a
+block, H head dimension, L keys of one sequence.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from twofold.base.batch import boundaries
 from twofold.model.config import Context, ModelConfig
 from twofold.ops import attention as ops
-from twofold.ops.attention import Chunks, PackedPlan
+from twofold.ops.attention import Chunks, PackedPlan, RowGroup
 
 
-class KVCache:
-    """Keys and values of R sequences, per layer two tensors [R, K, C, H]."""
+class PagedKV:
+    """Keys and values in blocks of ``block_size`` positions, per layer two pools [K, P, B, H].
+
+    Blocks are laid out so that gathered ones form rows without a further copy. Where one block holds a whole sequence
+    (``whole``), the heads of a block lie together instead: then neighbouring blocks are rows already.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
-        rows: int,
-        capacity: int,
+        blocks: int,
+        block_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        whole: bool = False,
     ) -> None:
-        self.rows, self.capacity, self.dtype, self.device = rows, capacity, dtype, torch.device(device)
-        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
-        self.layers = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(config.num_hidden_layers)
-        ]
+        self.blocks, self.block_size, self.whole = blocks, block_size, whole
+        self.dtype, self.device = dtype, torch.device(device)
+        self.shape = (config.num_key_value_heads, block_size, config.head_dim)
+        self.layers = [(self._pool(blocks), self._pool(blocks)) for _ in range(config.num_hidden_layers)]
 
-    def copy_prefix(self, source: int, target: torch.Tensor, length: int) -> None:
-        """Copy the first ``length`` places of row ``source`` to rows ``target`` (samples that share a prompt)."""
-        for k, v in self.layers:
-            k[target, :, :length] = k[source, :, :length]
-            v[target, :, :length] = v[source, :, :length]
+    def _pool(self, blocks: int) -> torch.Tensor:
+        heads, block_size, head = self.shape
+        if self.whole:
+            return torch.zeros(blocks, heads, block_size, head, dtype=self.dtype, device=self.device).transpose(0, 1)
+        return torch.zeros(heads, blocks, block_size, head, dtype=self.dtype, device=self.device)
 
-    def compact(self, keep: torch.Tensor, length: int) -> None:
-        """Move rows ``keep`` (ascending) to the front; only the first ``length`` places are kept."""
-        for k, v in self.layers:
-            k[: len(keep), :, :length] = k[keep, :, :length]
-            v[: len(keep), :, :length] = v[keep, :, :length]
+    def grow(self, blocks: int) -> None:
+        """Have at least this many blocks; what is in those that are there is kept."""
+        if blocks <= self.blocks:
+            return
+        for index, pools in enumerate(self.layers):
+            larger = (self._pool(blocks), self._pool(blocks))
+            for old, new in zip(pools, larger, strict=True):
+                new[:, : self.blocks] = old
+            self.layers[index] = larger
+        self.blocks = blocks
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy the first ``length`` positions of blocks to others; no block is both a source and a target."""
+        source, target = (torch.tensor(list(blocks), device=self.device) for blocks in (sources, targets))
+        for pools in self.layers:
+            for pool in pools:
+                pool[:, target, :length] = pool[:, source, :length]
+
+    def read(self, layer: int, blocks: Sequence[int], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the first ``length`` positions of one sequence, [K, L, H] each."""
+        first, count = blocks[0], -(-length // self.block_size)
+        if list(blocks[:count]) == list(range(first, first + count)):
+            k, v = (pool[:, first : first + count] for pool in self.layers[layer])
+        else:
+            table = torch.tensor(list(blocks[:count]), device=self.device)
+            k, v = (pool.index_select(1, table) for pool in self.layers[layer])
+        return k.flatten(1, 2)[:, :length], v.flatten(1, 2)[:, :length]
+
+
+class Span(NamedTuple):
+    """New tokens of one sequence in a step: positions ``begin`` to ``end``, kept in ``blocks``.
+
+    extended: whether the sequence is coded beyond the native length of a model with a long context.
+    """
+
+    blocks: list[int]
+    begin: int
+    end: int
+    extended: bool
+
+
+class Rows(NamedTuple):
+    """One new token each of several sequences that have keys already: like spans, a column a field."""
+
+    blocks: list[list[int]]
+    begin: list[int]
+    extended: list[bool]
 
 
 @dataclass(frozen=True, slots=True)
 class AttnInputs:
     """Attention facts of one step.
 
-    cu_seqlens: S+1 boundaries of this step's tokens. plan: how to run whole sequences (None when decoding).
+    cu_seqlens: S+1 boundaries of this step's tokens, by sequence; ``idle`` further tokens see nothing and are not kept.
     longest: positions of the longest sequence, cached ones included.
-    cache / rows / cached_lens: where keys go and how many are already there; None for plain training.
-    places_R, mask_RL: decoding only. The position of each row's query; 0 where a cached key is visible to it, -inf
-        elsewhere.
+    plan: how to run sequences that begin in this step; all of them in plain training.
+    cache, block_T, place_T: where keys go; None for plain training.
+    groups, rows: how to decode the first ``rows`` tokens, one for each of the first sequences. spans: the sequences
+        after them, those that begin first.
     extended_S: which sequences are coded beyond the native length (bool); None: whole sequences decide by their
-        length. chunks: Dual Chunk Attention, for those sequences.
+        length, cached ones are not. chunks: Dual Chunk Attention, for those sequences.
     """
 
     cu_seqlens: list[int]
     plan: PackedPlan | None
     longest: int
-    cache: KVCache | None = None
-    rows_S: torch.Tensor | None = None
-    cached_lens: list[int] | None = None
-    slot_row_T: torch.Tensor | None = None
-    slot_place_T: torch.Tensor | None = None
-    places_R: torch.Tensor | None = None
-    mask_RL: torch.Tensor | None = None
+    cache: PagedKV | None = None
+    block_T: torch.Tensor | None = None
+    place_T: torch.Tensor | None = None
+    groups: tuple[RowGroup, ...] = ()
+    rows: int = 0
+    spans: tuple[Span, ...] = ()
+    idle: int = 0
     extended_S: torch.Tensor | None = None
     chunks: Chunks | None = None
 
@@ -90,74 +140,46 @@ class AttnInputs:
         return cls(cu_seqlens, ops.plan_packed(cu_seqlens, device), longest, extended_S=_flags(extended_S, device))
 
     @classmethod
-    def prefill(
-        cls,
-        cu_seqlens: list[int],
-        cache: KVCache,
-        rows_S: torch.Tensor,
-        cached_lens: list[int] | None = None,
-        extended_S: Sequence[bool] | torch.Tensor | None = None,
-    ) -> AttnInputs:
-        """Several tokens a sequence, appended to its cache row after ``cached_lens`` earlier ones (default none).
+    def paged(cls, rows: Rows, spans: Sequence[Span], cache: PagedKV, idle: int = 0) -> AttnInputs:
+        """One step over a cache: the tokens of ``rows``, then those of the spans, then ``idle`` ones.
 
         Raises:
-            ValueError: a sequence that does not fit its row.
+            ValueError: a sequence that does not fit its blocks, or one that begins after one that goes on.
         """
-        lengths = _lengths(cu_seqlens)
-        before = cached_lens or [0] * len(lengths)
-        longest = max(b + n for b, n in zip(before, lengths, strict=True))
-        if longest > cache.capacity:
-            raise ValueError(f"{longest} tokens do not fit a cache of {cache.capacity}")
-        rows_S = rows_S.to(cache.device)
-        place = torch.cat([torch.arange(b, b + n) for b, n in zip(before, lengths, strict=True)])
+        size, device, count = cache.block_size, cache.device, len(rows.begin)
+        begun = sum(span.begin == 0 for span in spans)
+        if any(span.begin for span in spans[:begun]):
+            raise ValueError("sequences that begin come before those that go on")
+        places = list(rows.begin)
+        try:
+            blocks = [table[place // size] for table, place in zip(rows.blocks, places, strict=True)]
+            for table, begin, end, _ in spans:
+                blocks += [table[place // size] for place in range(begin, end)]
+                places += range(begin, end)
+        except IndexError:
+            raise ValueError(f"a sequence does not fit its blocks of {size} positions") from None
+        place_T = integers(places, device)
+        extended = [*rows.extended, *(span.extended for span in spans)]
         return cls(
-            cu_seqlens,
-            None if any(before) else ops.plan_packed(cu_seqlens, cache.device),
-            longest,
+            [*range(count), *(count + bound for bound in boundaries([span.end - span.begin for span in spans]))],
+            ops.plan_packed(boundaries([span.end for span in spans[:begun]]), device) if begun else None,
+            max(places) + 1,
             cache,
-            rows_S,
-            cached_lens,
-            _spread(rows_S, lengths),
-            place.to(cache.device),
-            extended_S=_flags(extended_S, cache.device),
-        )
-
-    @classmethod
-    def decode(cls, cache: KVCache, places_R: torch.Tensor, extended_R: torch.Tensor | None = None) -> AttnInputs:
-        """One token for each of the first R rows; ``places_R`` is the position that token takes."""
-        rows = len(places_R)
-        length = int(places_R.max()) + 1
-        if length > cache.capacity:
-            raise ValueError(f"{length} tokens do not fit a cache of {cache.capacity}")
-        places_R, row = places_R.to(cache.device), torch.arange(rows, device=cache.device)
-        visible = torch.arange(length, device=cache.device)[None] <= places_R[:, None]
-        mask = torch.zeros(rows, length, dtype=cache.dtype, device=cache.device).masked_fill_(~visible, -math.inf)
-        return cls(
-            list(range(rows + 1)),
-            None,
-            length,
-            cache,
-            row,
-            None,
-            row,
-            places_R,
-            places_R,
-            mask,
-            _flags(extended_R, cache.device),
+            integers(blocks, device),
+            place_T % size,
+            _decoding(rows, place_T[:count], cache),
+            count,
+            tuple(spans),
+            idle,
+            _flags(extended, device) if any(extended) else None,
         )
 
     def coded(self, context: Context, inv_freq: torch.Tensor) -> AttnInputs:
-        """The same facts with the coding of every sequence decided: ``extended_S`` is None only if none is extended.
-
-        Raises:
-            ValueError: a step with a cache that does not say how its sequences began.
-        """
+        """The same facts with the coding of every sequence decided: ``extended_S`` is None only if none is extended."""
         flags, device = self.extended_S, inv_freq.device
         if context.always:
             flags = torch.ones(len(self.cu_seqlens) - 1, dtype=torch.bool, device=device)
-        elif flags is None and self.cache is not None:
-            raise ValueError("a model with a long context needs extended_S for prefill and decode: keys stay rotated")
-        elif flags is None:
+        elif flags is None and self.cache is None:
             decided = [context.extends(n) for n in _lengths(self.cu_seqlens)]
             flags = _flags(decided, device) if any(decided) else None
         chunked = flags is not None and context.method == "dca" and self.longest > context.chunk_len
@@ -166,10 +188,13 @@ class AttnInputs:
 
     @property
     def extended_T(self) -> torch.Tensor | None:
-        """``extended_S`` of each token's sequence."""
-        if self.extended_S is None or self.mask_RL is not None:
-            return self.extended_S
-        return _spread(self.extended_S, _lengths(self.cu_seqlens))
+        """``extended_S`` of each token's sequence; idle tokens belong to none."""
+        if self.extended_S is None:
+            return None
+        lengths = _lengths(self.cu_seqlens)
+        counts = torch.tensor(lengths, device=self.extended_S.device)
+        spread = self.extended_S.repeat_interleave(counts, output_size=sum(lengths))
+        return torch.cat((spread, spread.new_zeros(self.idle))) if self.idle else spread
 
     def attend(
         self,
@@ -183,71 +208,81 @@ class AttnInputs:
 
         A query sees the last ``window`` positions up to its own, or all of them (None).
         """
-        if self.cache is not None:
-            k_cache, v_cache = self.cache.layers[layer]
-            k_cache[self.slot_row_T, :, self.slot_place_T] = k_TKH
-            v_cache[self.slot_row_T, :, self.slot_place_T] = v_TKH
-            if self.mask_RL is not None:
-                return self._decode(q_TNH, k_cache, v_cache, window)
-        if self.chunks is not None:
-            return self._chunked(layer, q_TNH, k_TKH, v_TKH, self.chunks)
+        if self.cache is None:
+            return self._begin(q_TNH, k_TKH, v_TKH, window)
+        tokens = self.cu_seqlens[-1]
+        for pool, new in zip(self.cache.layers[layer], (k_TKH, v_TKH), strict=True):
+            pool[:, self.block_T, self.place_T] = new[:tokens].transpose(0, 1)
+        outputs = [self._decode(layer, q_TNH, group, window) for group in self.groups]
         if self.plan is not None:
+            mine = slice(self.rows, self.cu_seqlens[self._begun.stop])
+            outputs.append(self._begin(q_TNH[mine], k_TKH[mine], v_TKH[mine], window))
+        for s in range(self._begun.stop, len(self.cu_seqlens) - 1):
+            outputs.append(self._extend(layer, q_TNH, s, window))
+        if self.idle:
+            outputs.append(torch.zeros_like(q_TNH[tokens:]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    @property
+    def _begun(self) -> range:
+        """Indices of the sequences whose first token is in this step."""
+        if self.cache is None:
+            return range(len(self.cu_seqlens) - 1)
+        return range(self.rows, self.rows + sum(span.begin == 0 for span in self.spans))
+
+    def _decode(self, layer: int, q_TNH: torch.Tensor, group: RowGroup, window: int | None) -> torch.Tensor:
+        assert self.cache is not None
+        k_RKLH, v_RKLH = (ops.read_blocks(pool, group) for pool in self.cache.layers[layer])
+        q_RNH, mask_RL, places_R = q_TNH[group.rows], group.mask_RL, group.places_R
+        if self.chunks is not None and self.extended_S is not None:
+            chunked_R = self.extended_S[group.rows]
+            return ops.dual_chunk_decode(q_RNH, k_RKLH, v_RKLH, mask_RL, places_R, chunked_R, self.chunks)
+        if window is not None and window < mask_RL.shape[1]:
+            gone_RL = torch.arange(mask_RL.shape[1], device=places_R.device)[None] <= places_R[:, None] - window
+            mask_RL = mask_RL.masked_fill(gone_RL, -torch.inf)
+        return ops.decode_attention(q_RNH, k_RKLH, v_RKLH, mask_RL)
+
+    def _begin(self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, window: int | None) -> torch.Tensor:
+        """Sequences whose first token is in this step: no earlier keys are needed."""
+        assert self.plan is not None
+        if self.chunks is None or self.extended_S is None:
             return ops.packed_attention(q_TNH, k_TKH, v_TKH, self.plan, window)
-        return ops.extend_attention(q_TNH, self._cached(layer), self.cu_seqlens, window)
-
-    def _decode(
-        self, q_RNH: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, window: int | None
-    ) -> torch.Tensor:
-        mask_RL, places_R = self.mask_RL, self.places_R
-        assert mask_RL is not None and places_R is not None
-        rows, length = mask_RL.shape
-        k_cache, v_cache = k_cache[:rows], v_cache[:rows]
-        if self.chunks is not None:
-            assert self.extended_S is not None
-            return ops.dual_chunk_decode(q_RNH, k_cache, v_cache, mask_RL, places_R, self.extended_S, self.chunks)
-        if window is not None and window < length:
-            gone_RL = torch.arange(length, device=places_R.device)[None] <= places_R[:, None] - window
-            mask_RL = mask_RL.masked_fill(gone_RL, -math.inf)
-        return ops.decode_attention(q_RNH, k_cache, v_cache, mask_RL)
-
-    def _chunked(
-        self, layer: int, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, chunks: Chunks
-    ) -> torch.Tensor:
-        """One sequence after another: Dual Chunk Attention where it is extended, plain attention where not."""
-        assert self.extended_S is not None
-        cached = self._cached(layer) if self.plan is None else []
-        outputs = []
-        for s, extended in enumerate(self.extended_S.tolist()):
-            mine = slice(self.cu_seqlens[s], self.cu_seqlens[s + 1])
-            q, tokens = q_TNH[mine], mine.stop - mine.start
-            if extended:
-                k, v = (t.transpose(0, 1) for t in cached[s]) if cached else (k_TKH[mine], v_TKH[mine])
-                outputs.append(ops.dual_chunk_attention(q, k, v, chunks))
-            elif cached:
-                outputs.append(ops.extend_attention(q, [cached[s]], [0, tokens]))
+        outputs, start = [], 0
+        for s in self._begun:
+            mine = slice(start, start + self.cu_seqlens[s + 1] - self.cu_seqlens[s])
+            parts, start = (q_TNH[mine], k_TKH[mine], v_TKH[mine]), mine.stop
+            if self.extended_S[s]:
+                outputs.append(ops.dual_chunk_attention(*parts, self.chunks))
             else:
-                plan = ops.plan_packed([0, tokens], q.device)
-                outputs.append(ops.packed_attention(q, k_TKH[mine], v_TKH[mine], plan))
+                plan = ops.plan_packed([0, mine.stop - mine.start], q_TNH.device)
+                outputs.append(ops.packed_attention(*parts, plan))
         return torch.cat(outputs)
 
-    def _cached(self, layer: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each sequence, all its keys and values so far, [K, L, H] each."""
-        assert self.cache is not None and self.rows_S is not None and self.cached_lens is not None
-        k_cache, v_cache = self.cache.layers[layer]
-        totals = [before + new for before, new in zip(self.cached_lens, _lengths(self.cu_seqlens), strict=True)]
-        rows_totals = zip(self.rows_S.tolist(), totals, strict=True)
-        return [(k_cache[row, :, :total], v_cache[row, :, :total]) for row, total in rows_totals]
+    def _extend(self, layer: int, q_TNH: torch.Tensor, s: int, window: int | None) -> torch.Tensor:
+        """A later chunk of sequence ``s``, which has keys in the cache."""
+        assert self.cache is not None
+        q_QNH, span = q_TNH[self.cu_seqlens[s] : self.cu_seqlens[s + 1]], self.spans[s - self.rows]
+        k_KLH, v_KLH = self.cache.read(layer, span.blocks, span.end)
+        if self.chunks is not None and self.extended_S is not None and self.extended_S[s]:
+            return ops.dual_chunk_attention(q_QNH, k_KLH.transpose(0, 1), v_KLH.transpose(0, 1), self.chunks)
+        return ops.extend_attention(q_QNH, [(k_KLH, v_KLH)], [0, len(q_QNH)], window)
+
+
+def _decoding(rows: Rows, places_R: torch.Tensor, cache: PagedKV) -> tuple[RowGroup, ...]:
+    if not rows.begin:
+        return ()
+    heads, _, head = cache.shape
+    return ops.plan_decode(rows.blocks, places_R, rows.begin, cache.block_size, cache.dtype, heads * head)
+
+
+def integers(values: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    """int64 tensor of a list; several times as fast as ``torch.tensor`` for the lists of a step."""
+    return torch.from_numpy(np.array(values, dtype=np.int64)).to(device)
 
 
 def _lengths(cu_seqlens: list[int]) -> list[int]:
     """Tokens of each sequence."""
     return [end - begin for begin, end in zip(cu_seqlens, cu_seqlens[1:], strict=False)]
-
-
-def _spread(values_S: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """One value a token of each sequence's value."""
-    counts = torch.tensor(lengths, device=values_S.device)
-    return values_S.repeat_interleave(counts, output_size=sum(lengths))
 
 
 def _flags(extended_S: Sequence[bool] | torch.Tensor | None, device: torch.device | str) -> torch.Tensor | None:

@@ -19,6 +19,7 @@ import torch
 from twofold.base.gguf_file import BLOCKS, GGUFFile, TensorInfo, read_gguf
 from twofold.base.records import InputError
 from twofold.model import weights
+from twofold.model.config import ModelConfig
 from twofold.model.gguf_config import ROPE_FACTORS, architecture, config_from_gguf, hugging_face_name, is_permuted
 from twofold.model.qwen3 import Qwen3
 
@@ -94,10 +95,14 @@ def load_gguf(path: Path, dtype: torch.dtype = torch.float32, device: torch.devi
         InputError: not a GGUF file, a damaged one, the gguf package missing, an architecture, feature or tensor type
             that is not supported, a missing key, or tensors that do not fit the configuration.
     """
+    return weights.build(*open_gguf(path), dtype, device)
+
+
+def open_gguf(path: Path) -> tuple[ModelConfig, GGUFSource]:
+    """Configuration and tensors of a GGUF file, none of them read yet; errors are those of ``load_gguf``."""
     file = read_gguf(path)
     config = config_from_gguf(file)
-    source = GGUFSource(file, config.head_dim)
-    return weights.build(config, source, dtype, device)
+    return config, GGUFSource(file, config.head_dim)
 
 
 def require_package(path: Path) -> None:

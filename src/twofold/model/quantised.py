@@ -1,14 +1,17 @@
-"""A base model in 8 or 4 bits, for adapters to stand on: weights of linear layers and experts are swapped in place.
+"""Models in few bits: weights of linear layers and experts swapped in place, for adapters to stand on or to run fast.
 
-Quantised: attention, MLP and expert matrices. Kept as they are: routers, norms, biases, embedding and head. The point
-is memory while training adapters; products run in the dtype of the activations on weights dequantised for the moment.
-Not here: calibration, fast low-precision products, files of quantised weights.
+``quantise_base`` stores weights in 8 or 4 bits, dequantised for the moment of use: memory while training adapters.
+``quantise_model`` packs them for the processor's kernels: speed while generating, no gradient. Both swap attention, MLP
+and expert matrices; routers, norms and biases stay as they are. Packing takes the output head too and keeps the
+embedding in 16 bits. ``load_quantised`` packs while it reads, so that no whole model in full precision ever exists.
+Not here: calibration, files of quantised weights.
 
 Shape legend: O outputs, I inputs, E experts, P stored bytes along the inputs, G scales a row.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,13 +20,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from twofold.base.records import InputError
+from twofold.model import weights
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import DenseMLP, Experts, Qwen3
 from twofold.ops import quant
 from twofold.ops.dispatch import by_expert
 from twofold.ops.reference import swiglu
 
+logger = logging.getLogger("twofold")
+
 _LINEAR = {"self_attn": ("qkv_proj", "o_proj"), "mlp": ("gate_up_proj", "down_proj")}
+KINDS: tuple[quant.Kind, ...] = ("int8", "float16")
 
 
 class QuantWeight(nn.Module):
@@ -45,45 +52,83 @@ class QuantWeight(nn.Module):
         self.scale = exact.to(self.scale.device)
         return self
 
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def linear(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        """x times the transposed weight, or that of one expert; the gradient flows to x."""
+        at = slice(None) if expert is None else expert
+        return quant.quant_linear(x, self.values[at], self.scale[at])
+
     def dequantised(self, dtype: torch.dtype) -> nn.Parameter:
         """The weight in ``dtype``, as a parameter."""
         return nn.Parameter(quant.dequantise(self.values, self.scale, dtype))
 
 
+class PackedWeight(nn.Module):
+    """One weight [O, I] or a stack of them [E, O, I], packed for the processor; no gradient."""
+
+    def __init__(self, weight: torch.Tensor, kind: quant.Kind) -> None:
+        super().__init__()
+        self.stacked = weight.dim() > 2
+        self.packed = [quant.pack(w_OI, kind) for w_OI in (weight if self.stacked else [weight])]
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def linear(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        """x times the transposed weight, or that of one expert.
+
+        Raises:
+            InputError: x needs a gradient, which packed weights do not give.
+        """
+        if x.requires_grad:
+            raise InputError("weights packed for inference give no gradient; train adapters on quantise_base instead")
+        return quant.packed_linear(x, self.packed[expert or 0])
+
+    def dequantised(self, dtype: torch.dtype) -> nn.Parameter:
+        """The weight in ``dtype``, as a parameter."""
+        matrices = [quant.unpack(packed).to(dtype) for packed in self.packed]
+        return nn.Parameter(torch.stack(matrices) if self.stacked else matrices[0])
+
+
+Shrink = Callable[[torch.Tensor], QuantWeight | PackedWeight]
+
+
 class QuantLinear(nn.Module):
     """``nn.Linear`` with its weight in few bits; the bias, if any, stays as it is."""
 
-    def __init__(self, linear: nn.Linear, bits: int, group: int | None) -> None:
+    def __init__(self, linear: nn.Linear, shrink: Shrink) -> None:
         super().__init__()
-        self.weight = QuantWeight(linear.weight, bits, group)
+        self.weight = shrink(linear.weight.detach())
         self.bias = linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = quant.quant_linear(x, self.weight.values, self.weight.scale)
+        y = self.weight.linear(x)
         return y if self.bias is None else y + self.bias
 
 
 class QuantExperts(nn.Module):
-    """``Experts`` in few bits; one expert at a time is dequantised."""
+    """``Experts`` in few bits, multiplied one expert at a time."""
 
-    def __init__(self, experts: Experts, bits: int, group: int | None) -> None:
+    def __init__(self, experts: Experts, shrink: Shrink) -> None:
         super().__init__()
-        self.gate_up_proj = QuantWeight(experts.gate_up_proj, bits, group)
-        self.down_proj = QuantWeight(experts.down_proj, bits, group)
+        self.gate_up_proj = shrink(experts.gate_up_proj.detach())
+        self.down_proj = shrink(experts.down_proj.detach())
 
     def forward(self, x_TD: torch.Tensor, weights_Tk: torch.Tensor, ids_Tk: torch.Tensor) -> torch.Tensor:
         def run(expert: int, x: torch.Tensor) -> torch.Tensor:
-            return project(self, "down_proj", expert, swiglu(project(self, "gate_up_proj", expert, x)))
+            return self.down_proj.linear(swiglu(self.gate_up_proj.linear(x, expert)), expert)
 
-        return by_expert(x_TD, weights_Tk, ids_Tk, len(self.down_proj.values), run)
+        return by_expert(x_TD, weights_Tk, ids_Tk, len(self.down_proj), run)
 
 
 def project(experts: Experts | QuantExperts, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
     """x times one expert's ``gate_up_proj`` or ``down_proj``."""
     weight = getattr(experts, name)
-    if isinstance(weight, QuantWeight):
-        return quant.quant_linear(x, weight.values[expert], weight.scale[expert])
+    if isinstance(weight, QuantWeight | PackedWeight):
+        return weight.linear(x, expert)
     return F.linear(x, weight[expert])
 
 
@@ -127,18 +172,123 @@ def quantise_base(model: Qwen3, bits: int, group: int = 64) -> list[str]:
     """
     if bits not in (4, 8) or (bits == 4 and group not in (32, 64, 128)):
         raise InputError(f"cannot quantise to {bits} bits in groups of {group}; use 8, or 4 with 32, 64 or 128")
-    swapped = list(sites(model))
+    swapped = _plain_sites(model)
     for name, parent, attribute in swapped:
-        module = getattr(parent, attribute)
-        if not isinstance(module, nn.Linear | Experts):
-            raise InputError(f"{name} is quantised already or carries adapters; quantise a plain model, then attach")
-        widths = [weight.shape[-1] for weight in module.parameters() if weight.dim() > 1]
-        odd = [width for width in widths if width % group]
+        matrices = [weight for weight in getattr(parent, attribute).parameters() if weight.dim() > 1]
+        odd = [weight.shape[-1] for weight in matrices if weight.shape[-1] % group]
         if bits == 4 and odd:
             raise InputError(f"{name} has {odd[0]} inputs, which groups of {group} do not divide; use 8 bits")
     per_row = None if bits == 8 else group
     for _, parent, attribute in swapped:
-        module = getattr(parent, attribute)
-        small = QuantExperts if isinstance(module, Experts) else QuantLinear
-        setattr(parent, attribute, small(module, bits, per_row))
+        setattr(parent, attribute, _small(getattr(parent, attribute), lambda w: QuantWeight(w, bits, per_row)))
     return [name for name, _, _ in swapped]
+
+
+def _plain_sites(model: Qwen3) -> list[tuple[str, nn.Module, str]]:
+    found = list(sites(model))
+    for name, parent, attribute in found:
+        if not isinstance(getattr(parent, attribute), nn.Linear | Experts):
+            raise InputError(f"{name} is quantised already or carries adapters; quantise a plain model, then attach")
+    return found
+
+
+def _small(module: nn.Linear | Experts, shrink: Shrink) -> QuantLinear | QuantExperts:
+    return QuantExperts(module, shrink) if isinstance(module, Experts) else QuantLinear(module, shrink)
+
+
+def _shrink(kind: str, device: torch.device | str) -> Shrink:
+    """How weights of ``kind`` are held on ``device``.
+
+    Raises:
+        InputError: an unknown kind, or one that needs another processor.
+    """
+    if kind not in KINDS:
+        raise InputError(f"cannot quantise to {kind!r}; use one of {', '.join(KINDS)}")
+    if quant.can_pack(torch.empty(0, device=device)):
+        return lambda weight: PackedWeight(weight, kind)
+    if kind != "int8":
+        raise InputError(f'{kind} weights are for x86 processors; load with dtype="{kind}" on {device}, or int8')
+    logger.info("int8: weights are dequantised for each product; fast int8 products need an x86 processor")
+    return lambda weight: QuantWeight(weight, 8, None)
+
+
+@torch.no_grad()
+def quantise_model(model: Qwen3, kind: str = "int8", head: bool = True) -> None:
+    """Pack a model for inference, in place, one module after the other. It can no longer be trained or saved.
+
+    Args:
+        kind: "int8", activations in 8 bits as well, or "float16", products in fp32. head: pack the output head too;
+            without it a tied head keeps the embedding in full precision.
+
+    Raises:
+        InputError: an unknown kind, one that needs another processor, or a model already quantised or adapted.
+    """
+    shrink = _shrink(kind, model.model.embed_tokens.weight.device)
+    swapped = _plain_sites(model)
+    if head:
+        _pack_head(model, shrink)
+    for _, parent, attribute in swapped:
+        setattr(parent, attribute, _small(getattr(parent, attribute), shrink))
+    model.requires_grad_(False)
+
+
+def _pack_head(model: Qwen3, shrink: Shrink) -> None:
+    """The head packed on its own, the embedding in 16 bits; a tied table becomes two."""
+    table = model.model.embed_tokens
+    if model.config.tie_word_embeddings:
+        matrix = nn.Linear(table.embedding_dim, table.num_embeddings, bias=False, device="meta")
+        matrix.weight = table.weight
+    else:
+        matrix = model.lm_head
+        del model.lm_head
+    model.packed_head = QuantLinear(matrix, shrink)
+    table.weight = nn.Parameter(_in_16_bits(table.weight), requires_grad=False)
+
+
+def _in_16_bits(weight: torch.Tensor) -> torch.Tensor:
+    """bf16 where that changes nothing (as for released checkpoints), else fp16 where it fits, else as it is."""
+    if torch.equal(weight.bfloat16().to(weight.dtype), weight):
+        return weight.bfloat16()
+    return weight.half() if float(weight.abs().max()) <= torch.finfo(torch.float16).max else weight
+
+
+@torch.no_grad()
+def load_quantised(
+    config: ModelConfig,
+    source: weights.TensorSource,
+    kind: str = "int8",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    head: bool = True,
+) -> Qwen3:
+    """The model of a configuration, packed while it is read: memory peaks at the packed size and one fused weight.
+
+    Args:
+        kind, head: as for ``quantise_model``. dtype: of what is not packed, and of activations.
+
+    Raises:
+        InputError: as ``quantise_model``, or tensors that do not fit the configuration.
+    """
+    shrink = _shrink(kind, device)
+    model = weights.empty_model(config, device="meta")
+    weights.match(model, source)
+
+    def read(module: nn.Module, prefix: str) -> None:
+        for name, parameter in list(module.named_parameters()):
+            owner = module.get_submodule(name.rpartition(".")[0])
+            if parameter.is_meta:
+                filled = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device), requires_grad=False)
+                setattr(owner, name.rpartition(".")[2], filled)
+                weights.read_parameter(config, source, f"{prefix}{name}", filled)
+
+    read(model.model.embed_tokens, "model.embed_tokens.")
+    weights.check_tied(model, source)
+    if not config.tie_word_embeddings:
+        read(model.lm_head, "lm_head.")
+    if head:
+        _pack_head(model, shrink)
+    for path, parent, attribute in sites(model):
+        read(getattr(parent, attribute), f"{path}.")
+        setattr(parent, attribute, _small(getattr(parent, attribute), shrink))
+    read(model, "")
+    return model

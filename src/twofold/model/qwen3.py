@@ -166,6 +166,7 @@ class Qwen3(nn.Module):
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.packed_head: nn.Module | None = None  # takes the head's place in a quantised model
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -193,7 +194,12 @@ class Qwen3(nn.Module):
     @property
     def attention_dtype(self) -> torch.dtype:
         """What attention is computed and cached in."""
-        return self._attentions()[0].inner_dtype or self.model.embed_tokens.weight.dtype
+        return self._attentions()[0].inner_dtype or self.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What activations are computed in. A quantised model stores its embedding in fewer bits."""
+        return self.model.norm.weight.dtype
 
     def _attentions(self) -> list[Attention]:
         return [module for module in self.modules() if isinstance(module, Attention)]
@@ -211,7 +217,7 @@ class Qwen3(nn.Module):
         Args:
             tokens_T, positions_T: int64. attn: which tokens see which. routing: filled by MoE layers when given.
         """
-        x_TD = self.model.embed_tokens(tokens_T)
+        x_TD = self.model.embed_tokens(tokens_T).to(self.dtype)
         angles, attn = self._angles(positions_T, attn, x_TD.dtype)
         for layer in self.model.layers:
             x_TD = layer(x_TD, angles, attn, routing)
@@ -235,4 +241,6 @@ class Qwen3(nn.Module):
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """fp32 logits [T, V] of the given hidden states."""
+        if self.packed_head is not None:
+            return self.packed_head(hidden_TD).float()
         return head_logits(hidden_TD, self.head_weight)

@@ -174,8 +174,7 @@ def match(model: Qwen3, source: TensorSource) -> dict[str, torch.Tensor]:
     shapes = source.shapes()
     targets: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
-        fused = _EXPERTS.match(name) and name in shapes  # all experts in one tensor, as transformers 5 holds them
-        targets |= {name: tensor} if fused else _unfuse(model.config, name, tensor)
+        targets |= _targets(model.config, shapes, name, tensor)
     for name, part in targets.items():
         if name not in shapes:
             raise InputError(f"{source.origin}: tensor {name!r} is missing; the checkpoint is incomplete")
@@ -195,6 +194,14 @@ def match(model: Qwen3, source: TensorSource) -> dict[str, torch.Tensor]:
     return targets
 
 
+def _targets(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], name: str, tensor: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Stored name -> the part of parameter ``name`` that it fills."""
+    fused = _EXPERTS.match(name) and name in shapes  # all experts in one tensor, as transformers 5 holds them
+    return {name: tensor} if fused else _unfuse(config, name, tensor)
+
+
 @torch.no_grad()
 def fill(model: Qwen3, source: TensorSource) -> None:
     """Copy every tensor of ``source`` into the model's parameters, a few at a time.
@@ -205,11 +212,25 @@ def fill(model: Qwen3, source: TensorSource) -> None:
         InputError: a missing, left-over or misshapen tensor, or a tied head that differs.
     """
     targets = match(model, source)
-    shapes = source.shapes()
-    largest_first = sorted((name for name in shapes if name in targets), key=lambda name: -targets[name].numel())
+    _read(source, {name: targets[name] for name in source.shapes() if name in targets})
+    check_tied(model, source)
+
+
+def _read(source: TensorSource, targets: Mapping[str, torch.Tensor]) -> None:
+    largest_first = sorted(targets, key=lambda name: -targets[name].numel())
     with ThreadPoolExecutor(READERS) as pool:  # most of reading is the system's copying into fresh pages
         for done in [pool.submit(source.read_into, name, targets[name]) for name in largest_first]:
             done.result()
+
+
+def read_parameter(config: ModelConfig, source: TensorSource, name: str, out: torch.Tensor) -> None:
+    """Fill one parameter of a model that ``match`` has accepted, given by its name."""
+    _read(source, _targets(config, source.shapes(), name, out))
+
+
+def check_tied(model: Qwen3, source: TensorSource) -> None:
+    """Raise InputError where a stored though tied ``lm_head.weight`` differs from the embedding."""
+    shapes = source.shapes()
     if model.config.tie_word_embeddings and "lm_head.weight" in shapes:
         embedding = model.model.embed_tokens.weight
         head = torch.empty(shapes["lm_head.weight"], dtype=embedding.dtype, device=embedding.device)
@@ -257,13 +278,22 @@ def load_weights(folder: Path, dtype: torch.dtype = torch.float32, device: torch
     Raises:
         InputError: no such folder or file, unreadable contents, or tensors that do not fit.
     """
+    return build(*open_folder(folder), dtype, device)
+
+
+def open_folder(folder: Path) -> tuple[ModelConfig, FolderSource]:
+    """Configuration and tensors of a Hugging Face folder, none of them read yet.
+
+    Raises:
+        InputError: no such folder or file, or unreadable contents.
+    """
     config = read_config(folder)
     source = FolderSource(folder)
     source.check_dtypes()
     if source.headless and not config.tie_word_embeddings:
-        warnings.warn(f"{folder} has no lm_head; it gives embeddings, but no text to rely on", stacklevel=2)
+        warnings.warn(f"{folder} has no lm_head; it gives embeddings, but no text to rely on", stacklevel=3)
         config = config.model_copy(update={"tie_word_embeddings": True})
-    return build(config, source, dtype, device)
+    return config, source
 
 
 def build(config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device | str) -> Qwen3:

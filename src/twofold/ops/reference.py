@@ -4,7 +4,8 @@ Written for reading, not for speed. No module state, no process groups, no in-pl
 differentiable. Formulas follow the Qwen3 technical report and the published transformers implementation.
 
 Shape legend: T tokens in a flat stream, S sequences, D model width, N query heads, K key/value heads,
-H head dimension, L keys of one sequence, E experts, k experts per token, I expert width, V vocabulary.
+H head dimension, L keys of one sequence, R rows, P blocks of a pool, B positions of a block, E experts, k experts per
+token, I expert width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -71,6 +72,25 @@ def packed_attention(
     """Causal attention inside each of the S sequences of a flat stream; nothing crosses a boundary."""
     spans = zip(cu_seqlens, cu_seqlens[1:], strict=False)
     return torch.cat([attention_one(q_TNH[a:b], k_TKH[a:b], v_TKH[a:b], window) for a, b in spans])
+
+
+def paged_decode(
+    q_RNH: torch.Tensor,
+    k_KPBH: torch.Tensor,
+    v_KPBH: torch.Tensor,
+    tables: list[list[int]],
+    places: list[int],
+    window: int | None = None,
+) -> torch.Tensor:
+    """One query a row, at position ``places`` of a sequence whose position p is in place p % B of block p // B of its
+    table, against that sequence's keys in the pools of blocks."""
+    block_size = k_KPBH.shape[2]
+    rows = []
+    for row, (table, place) in enumerate(zip(tables, places, strict=True)):
+        where = [(table[p // block_size], p % block_size) for p in range(place + 1)]
+        k_LKH, v_LKH = (torch.stack([pool[:, block, at] for block, at in where]) for pool in (k_KPBH, v_KPBH))
+        rows.append(attention_one(q_RNH[row : row + 1], k_LKH, v_LKH, window))
+    return torch.cat(rows)
 
 
 def dual_chunk_attention(
@@ -171,11 +191,19 @@ def kl_divergence(logits_p_TV: torch.Tensor, logits_q_TV: torch.Tensor) -> torch
     return (logp.exp() * (logp - logq)).sum(-1)
 
 
-def filter_logits(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
-    """Set logits outside top-k (0 = off), then outside the top-p nucleus of what is left (1 = off), to -inf."""
+def filter_logits(
+    logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor, min_p_R: torch.Tensor | None = None
+) -> torch.Tensor:
+    """-inf for logits below min-p (0 = off), then outside top-k (0 = off), then outside the top-p nucleus (1 = off).
+
+    min-p is a share of the largest probability; a nucleus is one of what the filters before it leave.
+    """
     rows = []
-    for logits, k, p in zip(logits_RV, top_k_R.tolist(), top_p_R.tolist(), strict=True):
+    shares = [0.0] * len(logits_RV) if min_p_R is None else min_p_R.tolist()
+    for logits, k, p, share in zip(logits_RV, top_k_R.tolist(), top_p_R.tolist(), shares, strict=True):
         order = logits.argsort(descending=True, stable=True)
+        if share > 0:
+            order = order[logits[order] >= logits.max() + torch.tensor(share).log()]
         keep = order[: k or len(order)]
         probs = logits[keep].softmax(-1)
         if p < 1:
@@ -184,6 +212,60 @@ def filter_logits(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch
         out[keep] = logits[keep]
         rows.append(out)
     return torch.stack(rows)
+
+
+def sample_filtered(
+    logits_RV: torch.Tensor,
+    temperature_R: torch.Tensor,
+    top_k_R: torch.Tensor,
+    top_p_R: torch.Tensor,
+    min_p_R: torch.Tensor,
+    uniform_R: torch.Tensor,
+) -> torch.Tensor:
+    """Of what the filters leave at each row's temperature, the first token whose cumulative probability exceeds u."""
+    tokens = []
+    for row, (temperature, u) in enumerate(zip(temperature_R.tolist(), uniform_R.tolist(), strict=True)):
+        logits = logits_RV[row : row + 1]
+        if temperature > 0:
+            one = slice(row, row + 1)
+            left = filter_logits(logits / temperature, top_k_R[one], top_p_R[one], min_p_R[one])
+            above = (left[0].double().softmax(-1).cumsum(-1) > u).nonzero().flatten()
+            tokens.append(int(above[0]) if len(above) else int(left[0].isfinite().nonzero()[-1]))
+        else:
+            tokens.append(int(logits.argmax()))
+    return torch.tensor(tokens)
+
+
+def penalise(
+    logits_RV: torch.Tensor,
+    made_RV: torch.Tensor,
+    prompt_RV: torch.Tensor,
+    presence_R: torch.Tensor,
+    frequency_R: torch.Tensor,
+    repetition_R: torch.Tensor,
+) -> torch.Tensor:
+    """Repetition divides or multiplies what was seen; frequency and presence are subtracted from what was generated."""
+    out = logits_RV.clone()
+    for row in range(len(out)):
+        for token in range(out.shape[1]):
+            count = int(made_RV[row, token])
+            if count or bool(prompt_RV[row, token]):
+                value, factor = out[row, token], repetition_R[row]
+                out[row, token] = value / factor if value > 0 else value * factor
+            if count:
+                out[row, token] -= frequency_R[row] * count
+                out[row, token] -= presence_R[row]
+    return out
+
+
+def allow(logits_RV: torch.Tensor, bits_RW: torch.Tensor) -> torch.Tensor:
+    """Set logits to -inf where a token's bit is 0: bit t % 32 of word t // 32 (int32), or the word is missing."""
+    out = logits_RV.clone()
+    for row, words in enumerate(bits_RW.tolist()):
+        for token in range(out.shape[1]):
+            if token // 32 >= len(words) or not words[token // 32] >> token % 32 & 1:
+                out[row, token] = -math.inf
+    return out
 
 
 def quant_linear(x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

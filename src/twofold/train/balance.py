@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from twofold.base.batch import TokenBatch
+from twofold.base.dist import ALONE, Ranks
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.qwen3 import Qwen3, Routing
 from twofold.ops.reference import load_balancing_loss
@@ -39,13 +40,16 @@ class ExpertLoad:
         self._seen_LE: torch.Tensor | None = None  # of the micro-batches so far
         self._idle_LE: torch.Tensor | None = None  # steps in a row without a token
         self._layers: list[int] = []
+        self._ranks = ALONE  # those that have the other tokens of the step
 
-    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch], loss: bool) -> None:
+    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch], loss: bool, ranks: Ranks = ALONE) -> None:
         """Start a step; with ``loss``, count over several micro-batches what their losses need to know."""
         self._seen_LE = self._known_LE = None
+        self._ranks = ranks
         self._layers = [i for i in range(model.config.num_hidden_layers) if model.config.is_moe_layer(i)]
-        if loss and self.scope == "global" and len(batches) > 1:
-            self._known_LE = over_step([_routed(model, batch) for batch in batches])
+        several = len(batches) > 1 or ranks.size > 1
+        if loss and self.scope == "global" and several and self._layers:
+            self._known_LE = over_step([_routed(model, batch) for batch in batches], ranks)
 
     def add(self, routing: Routing) -> None:
         """Count a micro-batch's assignments towards the step's metrics."""
@@ -60,7 +64,7 @@ class ExpertLoad:
         """
         if self.scope == "source":
             lengths = torch.tensor(batch.cu_seqlens).diff()
-            source_T = torch.tensor(batch.source_S).repeat_interleave(lengths)
+            source_T = torch.tensor(batch.source_S).repeat_interleave(lengths).to(batch.tokens_T.device)
             groups = [(source_T == source).nonzero().flatten() for source in sorted(set(batch.source_S))]
             parts = [
                 Routing([p[group] for p in routing.probs], [ids[group] for ids in routing.ids]) for group in groups
@@ -75,13 +79,10 @@ class ExpertLoad:
         return torch.stack(terms).sum() / len(routing.probs)
 
     def end_step(self) -> dict[str, float]:
-        """Largest load of each layer (1 = an even share) and of all, experts without a token; warns of dead ones.
-
-        The count of idle steps is not part of a checkpoint: after a resume it begins again.
-        """
+        """Largest load of each layer (1 = an even share) and of all, experts without a token; warns of dead ones."""
         if self._seen_LE is None:
             return {}
-        counts_LE = over_step([self._seen_LE])
+        counts_LE = over_step([self._seen_LE], self._ranks)
         load_LE = counts_LE / counts_LE.sum(-1, keepdim=True) * counts_LE.shape[1]
         largest = dict(zip(self._layers, load_LE.amax(-1).tolist(), strict=True))
         self._watch(counts_LE == 0)
@@ -89,8 +90,17 @@ class ExpertLoad:
         by_layer = {f"max_expert_load/layer_{layer}": load for layer, load in largest.items()}
         return {"max_expert_load": max(largest.values()), "dead_experts": float((counts_LE == 0).sum())} | by_layer
 
+    def state_dict(self) -> dict[str, Any]:
+        """For how many steps each expert has had no token."""
+        return {} if self._idle_LE is None else {"idle": self._idle_LE.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting where ``state_dict`` stopped."""
+        self._idle_LE = torch.tensor(state["idle"]) if "idle" in state else None
+
     def _watch(self, without_LE: torch.Tensor) -> None:
-        idle_LE = self._idle_LE if self._idle_LE is not None else torch.zeros_like(without_LE, dtype=torch.int64)
+        idle_LE = torch.zeros_like(without_LE, dtype=torch.int64) if self._idle_LE is None else self._idle_LE
+        idle_LE = idle_LE.to(without_LE.device)
         self._idle_LE = (idle_LE + 1) * without_LE
         for layer, idle_E in zip(self._layers, self._idle_LE, strict=True):
             dead = (idle_E == DEAD_STEPS).nonzero().flatten().tolist()  # once for each time an expert dies
@@ -109,9 +119,9 @@ def assignments(routing: Routing) -> torch.Tensor:
     return torch.stack([torch.bincount(ids_Tk.flatten(), minlength=p_TE.shape[1]) for ids_Tk, p_TE in pairs])
 
 
-def over_step(counts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Counts of a whole step from those of its parts: the one place where they are added up."""
-    return torch.stack(list(counts)).sum(0)
+def over_step(counts: Sequence[torch.Tensor], ranks: Ranks = ALONE) -> torch.Tensor:
+    """Counts of a whole step from those of its parts on all ranks: the one place where they are added up."""
+    return ranks.sum(torch.stack(list(counts)).sum(0))
 
 
 @torch.no_grad()

@@ -10,11 +10,12 @@ Shape legend: T tokens of a micro-batch, A of them with a loss weight, S sequenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 from twofold.base.batch import TokenBatch
+from twofold.base.dist import ALONE, Ranks
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.qwen3 import Qwen3, Routing
 from twofold.ops import loss as ops
@@ -25,7 +26,14 @@ LOGP_DIFFERENCE = "sampling/sampling_logp_difference"  # TRL's name
 
 
 class Objective(Protocol):
-    """Sums for one micro-batch, and the counts they are divided by."""
+    """Sums for one micro-batch, and the counts they are divided by.
+
+    by_token: whether every token's terms need that token's hidden state alone, so that ranks may share a sequence.
+    """
+
+    @property
+    def by_token(self) -> bool:
+        return True
 
     def counts(self, batch: TokenBatch) -> dict[str, float]: ...
 
@@ -36,13 +44,28 @@ class Objective(Protocol):
         """
         ...
 
-    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch]) -> None:
-        """Look at all micro-batches of a step before the first is run; by default there is nothing to look for."""
+    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch], ranks: Ranks = ALONE) -> None:
+        """Look at all micro-batches of a step before the first is run; by default there is nothing to look for.
+
+        ``ranks`` are the processes that have the step's other tokens.
+        """
         return None
 
     def end_step(self) -> dict[str, float]:
         """Statistics that only the whole step has, for its row of metrics."""
         return {}
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed, JSON-able."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is carried from step to step, JSON-able."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        return None
 
 
 class Scored:
@@ -67,13 +90,17 @@ class CrossEntropy(Objective):
     def __init__(self, balance: float = 0.0, balance_scope: Scope = "global") -> None:
         self.balance, self.load = balance, ExpertLoad(balance_scope)
 
+    @property
+    def by_token(self) -> bool:
+        return not self.balance or self.load.scope == "global"
+
     def counts(self, batch: TokenBatch) -> dict[str, float]:
         weight = float(batch.weights_T.sum())
         out = {"loss": weight, "mean_token_accuracy": weight}
         return out | {"balance": float(batch.num_tokens)} if self.balance else out
 
-    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch]) -> None:
-        self.load.begin_step(model, batches, loss=self.balance > 0)
+    def begin_step(self, model: Qwen3, batches: Sequence[TokenBatch], ranks: Ranks = ALONE) -> None:
+        self.load.begin_step(model, batches, self.balance > 0, ranks)
 
     def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
         routing = Routing()
@@ -90,6 +117,15 @@ class CrossEntropy(Objective):
 
     def end_step(self) -> dict[str, float]:
         return self.load.end_step()
+
+    def settings(self) -> dict[str, Any]:
+        return {"balance": self.balance, "balance_scope": self.load.scope}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.load.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.load.load_state_dict(state)
 
 
 class PolicyGradient(Objective):
@@ -112,6 +148,15 @@ class PolicyGradient(Objective):
     ) -> None:
         self.kind, self.clip_low, self.clip_high = kind, clip_low, clip_high
         self.entropy_coef, self.kl_coef = entropy_coef, kl_coef
+
+    @property
+    def by_token(self) -> bool:
+        return self.kind == "grpo"
+
+    def settings(self) -> dict[str, Any]:
+        """Without the entropy coefficient, which a controller moves."""
+        clip = {"clip_low": self.clip_low, "clip_high": self.clip_high}
+        return {"kind": self.kind, **clip, "kl_coef": self.kl_coef}
 
     def counts(self, batch: TokenBatch) -> dict[str, float]:
         tokens = float(batch.weights_T.sum())
@@ -148,9 +193,10 @@ class PolicyGradient(Objective):
 
 def _sequence_mean(values_A: torch.Tensor, batch: TokenBatch, places_A: torch.Tensor) -> torch.Tensor:
     """Replace each value by the mean over its sequence (gradient flows through the mean)."""
-    sequence_A = torch.bucketize(places_A, torch.tensor(batch.cu_seqlens[1:]), right=True)
+    ends_S = torch.tensor(batch.cu_seqlens[1:], device=places_A.device)
+    sequence_A = torch.bucketize(places_A, ends_S, right=True)
     sequences = len(batch.cu_seqlens) - 1
-    sums_S = torch.zeros(sequences).index_add(0, sequence_A, values_A)
+    sums_S = torch.zeros(sequences, device=values_A.device).index_add(0, sequence_A, values_A)
     counts_S = torch.bincount(sequence_A, minlength=sequences).clamp(min=1)
     return (sums_S / counts_S)[sequence_A]
 
@@ -171,6 +217,9 @@ class TokenKL(Objective):
 
     def __init__(self, teacher: Qwen3, direction: Literal["reverse", "forward"], vocab_limit: int) -> None:
         self.teacher, self.direction, self.vocab_limit = teacher, direction, vocab_limit
+
+    def settings(self) -> dict[str, Any]:
+        return {"direction": self.direction, "vocab_limit": self.vocab_limit}
 
     def counts(self, batch: TokenBatch) -> dict[str, float]:
         tokens = float(batch.weights_T.sum())

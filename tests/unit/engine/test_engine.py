@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from twofold.base.records import InputError, Request, SamplingParams
-from twofold.engine.engine import Engine
-from twofold.engine.rows import ThinkTokens
-from twofold.model.attn_inputs import AttnInputs, KVCache
+from twofold.engine.engine import Engine, EngineOptions
+from twofold.engine.sampling import ThinkTokens
+from twofold.model.attn_inputs import AttnInputs, PagedKV, Rows, Span
 from twofold.model.config import Context, ModelConfig
 from twofold.model.qwen3 import Qwen3
 
@@ -139,11 +139,10 @@ def test_padded_vocabulary_is_never_sampled_and_bad_requests_are_refused(model):
 def test_chunked_prefill_equals_whole_prefill(model):
     tokens = torch.tensor(prompts(1, seed=5)[0] * 3)
     whole = model(tokens, torch.arange(len(tokens)), AttnInputs.packed([0, len(tokens)]))
-    cache = KVCache(model.config, rows=2, capacity=64)
-    row, cut = torch.tensor([1]), len(tokens) // 3
-    first = model(tokens[:cut], torch.arange(cut), AttnInputs.prefill([0, cut], cache, row))
-    rest = len(tokens) - cut
-    attn = AttnInputs.prefill([0, rest], cache, row, [cut])
+    cache, blocks, nothing = PagedKV(model.config, blocks=12, block_size=8), [7, 2, 3, 9, 0, 1, 11, 4], Rows([], [], [])
+    cut = len(tokens) // 3
+    first = model(tokens[:cut], torch.arange(cut), AttnInputs.paged(nothing, [Span(blocks, 0, cut, False)], cache))
+    attn = AttnInputs.paged(nothing, [Span(blocks, cut, len(tokens), False)], cache)
     second = model(tokens[cut:], torch.arange(cut, len(tokens)), attn)
     torch.testing.assert_close(torch.cat((first, second)), whole, atol=1e-5, rtol=1e-5)
 
@@ -208,3 +207,143 @@ def test_scores_decide_by_length_as_training_does(model):
     torch.testing.assert_close(scores[0], plain.score([short])[0])
     torch.testing.assert_close(scores[1], stretched.score([beyond], extended=[True])[0], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(scores[1], plain.score([beyond])[0], atol=1e-3)
+
+
+def run(runner, *requests):
+    """Add and step to the end. Returns events and completions by (request id, sample)."""
+    for request in requests:
+        runner.add(request)
+    events = []
+    while runner.has_work:
+        events += runner.step()
+        runner.check_integrity()
+    return events, {(e.request_id, e.sample_index): e.completion for e in events if e.completion is not None}
+
+
+def test_events_spell_the_completions(model):
+    requests = [
+        Request(p, SamplingParams(temperature=1, max_tokens=12, n=2, seed=5 * i, top_logprobs=i, thinking_budget=2))
+        for i, p in enumerate(prompts(4))
+    ]
+    runner = engine(model, max_rows=3)
+    events, done = run(runner, *requests)
+    assert done.keys() == {(i, s) for i in range(4) for s in range(2)}
+    for (number, sample), completion in done.items():
+        mine = [e for e in events if (e.request_id, e.sample_index) == (number, sample)]
+        assert [e.token_id for e in mine] == completion.token_ids
+        assert [e.forced for e in mine] == completion.forced
+        assert [e.logprob for e in mine] == completion.logprobs
+        assert [e.completion for e in mine[:-1]] == [None] * (len(mine) - 1)
+        assert all(len(e.top) == number for e in mine)
+        assert [list(e.top) for e in mine] == (completion.top_logprobs or [[]] * len(mine))
+    offline = engine(model).generate(requests)
+    assert [c.token_ids for c in offline] == [done[c.request_index, c.sample_index].token_ids for c in offline]
+    stats = runner.counters
+    assert stats.generated_tokens == len(events) and stats.prompt_tokens == sum(len(r.prompt_ids) for r in requests)
+    assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0) and stats.blocks_total > 0
+    assert stats.forced_stops == sum(any(c.forced) for c in done.values())
+
+
+def test_an_abort_is_felt_at_once_and_delivered(model):
+    runner = engine(model, max_rows=3)
+    long, waiting, other = (
+        runner.add(Request(p, SamplingParams(temperature=1, max_tokens=80, n=n, ignore_eos=True)))
+        for p, n in zip(prompts(3), (2, 2, 1), strict=True)
+    )
+    runner.step()
+    made = runner.step()
+    assert {e.request_id for e in made} == {long, waiting}
+    assert runner.counters.running == 3 and runner.counters.waiting == 2
+    runner.abort(long)
+    runner.abort(long)  # once is enough
+    runner.check_integrity()
+    assert runner.counters.running == 1 and runner.counters.waiting == 2
+    runner.abort(waiting)
+    assert runner.counters.running == 0 and runner.counters.blocks_used == 0
+    events = runner.step()
+    last = {(e.request_id, e.sample_index): e.completion for e in events if e.completion is not None}
+    assert last.keys() == {(long, 0), (long, 1), (waiting, 0), (waiting, 1)}
+    assert {c.finish_reason for c in last.values()} == {"aborted"}
+    assert [len(last[place].token_ids) for place in sorted(last)] == [2, 2, 2, 0]
+    assert {e.request_id for e in events if e.token_id is not None} == {other}
+    runner.abort(other)
+    runner.abort(12345)
+    assert runner.has_work and len(runner.step()) == 1 and not runner.has_work
+
+
+def test_a_stream_that_is_left_frees_its_place(model):
+    runner, request = engine(model), Request((3, 4, 5), SamplingParams(temperature=1, max_tokens=90, ignore_eos=True))
+    stream = runner.stream(request)
+    first = [next(stream) for _ in range(3)]
+    assert runner.counters.running == 1
+    beside = runner.stream(request)  # two at once
+    assert [next(beside) for _ in range(3)] == first
+    assert runner.generate([request])[0].token_ids[:3] == [token for token, _ in first]
+    stream.close()
+    beside.close()
+    runner.check_integrity()
+    assert not runner.has_work and runner.counters.blocks_used == 0
+    with pytest.raises(InputError, match="a stream has one sample, n = 2"):
+        next(runner.stream(Request((3,), SamplingParams(n=2))))
+
+
+def test_a_failure_in_the_model_leaves_nothing_behind(model, monkeypatch):
+    runner, request = engine(model), Request((3, 4, 5), SamplingParams(max_tokens=6, n=3, ignore_eos=True))
+    expected = runner.generate([request])
+    calls = iter(range(100))
+
+    def broken(*args):
+        if next(calls) == 2:
+            raise RuntimeError("out of memory")
+        return type(model).forward(model, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", broken)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            runner.generate([request])
+    runner.check_integrity()
+    assert not runner.has_work
+    assert [c.token_ids for c in runner.generate([request])] == [c.token_ids for c in expected]
+
+
+def test_what_can_never_fit_is_refused_before_anything_runs(model):
+    token = model.config.kv_bytes_per_token(4)
+    runner = engine(model, options=EngineOptions(block_size=4, kv_bytes=8 * 4 * token))
+    fits, large = (Request((3, 4), SamplingParams(max_tokens=n)) for n in (31, 32))
+    with pytest.raises(InputError, match="33 tokens, 9 blocks of 4; the cache has 8"):
+        runner.generate([fits, large])
+    with pytest.raises(InputError, match="kv_bytes"):
+        runner.add(large)
+    assert not runner.has_work
+    assert len(runner.generate([fits])) == 1
+    for field in ("block_size", "kv_bytes", "step_tokens", "mixed_tokens"):
+        with pytest.raises(InputError, match=f"{field} must be >= 1"):
+            EngineOptions(**{field: 0})
+
+
+def test_many_short_samples_get_a_block_each_and_a_server_gets_blocks_of_32(model):
+    runner = engine(model)
+    offline = [Request((3, 4, 5), SamplingParams(max_tokens=20, n=10))]
+    assert runner.generate(offline)[0].cached_tokens == 0
+    assert (runner.counters.blocks_total, runner.counters.prefix_queries) == (10, 0)
+    runner.generate([Request((3, 4, 5), SamplingParams(max_tokens=20, n=8))])
+    assert runner.counters.blocks_total == 10, "a cache that is large enough is kept"
+    request = Request(tuple(range(3, 40)), SamplingParams(max_tokens=5))
+    assert [run(runner, request)[1][place].cached_tokens for place in ((2, 0), (3, 0))] == [0, 32]
+    assert runner.counters.blocks_total > 10 and runner.generate([request])[0].cached_tokens == 32
+
+
+def test_keys_keep_prefixes_apart(model):
+    runner, request = engine(model), Request(tuple(range(3, 40)), SamplingParams(max_tokens=2))
+    cached = []
+    for key in ("a", "b", None, "a", None):
+        runner.add(request, key)
+        while runner.has_work:
+            cached += [e.completion.cached_tokens for e in runner.step() if e.completion is not None]
+    assert cached == [0, 0, 0, 32, 32]
+
+
+def test_entropies_only_where_they_are_wanted(model):
+    request = Request((3, 4), SamplingParams(max_tokens=4))
+    assert len(engine(model).generate([request])[0].entropies) > 0
+    assert engine(model, options=EngineOptions(entropies=False)).generate([request])[0].entropies == []

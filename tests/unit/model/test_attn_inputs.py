@@ -1,4 +1,4 @@
-"""Attention facts of a step: the row cache, and cached = uncached for every window and position code."""
+"""Attention facts of a step: the paged cache, and cached = uncached for every window and position code."""
 
 from __future__ import annotations
 
@@ -9,48 +9,72 @@ import pytest
 import torch
 
 from twofold.base.batch import boundaries, positions
-from twofold.model.attn_inputs import AttnInputs, KVCache
+from twofold.model.attn_inputs import AttnInputs, PagedKV, Rows, Span
 from twofold.model.config import Context, ModelConfig
 from twofold.model.qwen3 import Qwen3
 
+NO_ROWS = Rows([], [], [])
+
 
 def test_what_does_not_fit_is_refused(make_config: Callable[..., ModelConfig]) -> None:
-    cache = KVCache(make_config(), rows=2, capacity=8)
-    AttnInputs.prefill([0, 8], cache, torch.tensor([0]))
-    with pytest.raises(ValueError, match="9 tokens do not fit a cache of 8"):
-        AttnInputs.prefill([0, 9], cache, torch.tensor([0]))
-    with pytest.raises(ValueError, match="9 tokens do not fit"):
-        AttnInputs.prefill([0, 2, 7], cache, torch.tensor([0, 1]), [0, 4])
-    with pytest.raises(ValueError, match="9 tokens do not fit"):
-        AttnInputs.decode(cache, torch.tensor([3, 8]))
+    cache = PagedKV(make_config(), blocks=4, block_size=4)
+    AttnInputs.paged(NO_ROWS, [Span([0, 3], 0, 8, False)], cache)
+    with pytest.raises(ValueError, match="does not fit its blocks of 4"):
+        AttnInputs.paged(NO_ROWS, [Span([0, 3], 0, 9, False)], cache)
+    with pytest.raises(ValueError, match="does not fit its blocks"):
+        AttnInputs.paged(NO_ROWS, [Span([1], 0, 2, False), Span([0, 3], 4, 9, False)], cache)
+    with pytest.raises(ValueError, match="does not fit its blocks"):
+        AttnInputs.paged(Rows([[0], [3]], [3, 4], [False, False]), [], cache)
+    with pytest.raises(ValueError, match="sequences that begin come before"):
+        AttnInputs.paged(NO_ROWS, [Span([0, 3], 4, 6, False), Span([1], 0, 2, False)], cache)
 
 
-def test_places_of_a_chunk_follow_what_is_cached(make_config: Callable[..., ModelConfig]) -> None:
-    cache = KVCache(make_config(), rows=3, capacity=16)
-    attn = AttnInputs.prefill([0, 2, 5], cache, torch.tensor([2, 0]), [4, 0])
-    assert attn.slot_row_T is not None and attn.slot_place_T is not None
-    assert attn.slot_row_T.tolist() == [2, 2, 0, 0, 0] and attn.slot_place_T.tolist() == [4, 5, 0, 1, 2]
-    assert attn.plan is None
+def test_places_of_a_mixed_step(make_config: Callable[..., ModelConfig]) -> None:
+    cache = PagedKV(make_config(), blocks=9, block_size=4)
+    spans = [Span([8], 0, 3, False), Span([7, 2], 3, 6, True)]
+    attn = AttnInputs.paged(Rows([[5, 1], [0]], [4, 2], [False, True]), spans, cache, idle=3)
+    assert attn.block_T is not None and attn.place_T is not None
+    assert attn.block_T.tolist() == [1, 0, 8, 8, 8, 7, 2, 2] and attn.place_T.tolist() == [0, 2, 0, 1, 2, 3, 0, 1]
+    assert attn.cu_seqlens == [0, 1, 2, 5, 8] and attn.longest == 6
+    assert (
+        attn.extended_T is not None
+        and attn.extended_T.tolist() == [False, True] + [False] * 3 + [True] * 3 + [False] * 3
+    )
+    assert attn.plan is not None and attn.plan.buckets[0].contiguous == (0, 3), "only what begins is packed"
 
 
 def test_a_decode_mask_shows_each_row_its_own_past(make_config: Callable[..., ModelConfig]) -> None:
-    attn = AttnInputs.decode(KVCache(make_config(), rows=2, capacity=8), torch.tensor([0, 3]))
-    assert attn.mask_RL is not None
-    assert (attn.mask_RL == 0).tolist() == [[True, False, False, False], [True] * 4]
+    cache = PagedKV(make_config(), blocks=2, block_size=8, whole=True)
+    (group,) = AttnInputs.paged(Rows([[0], [1]], [0, 3], [False, False]), [], cache).groups
+    assert (group.mask_RL == 0).tolist() == [[True, False, False, False], [True] * 4]
 
 
-def test_copy_prefix_and_compact_move_whole_rows(make_config: Callable[..., ModelConfig]) -> None:
-    cache = KVCache(make_config(), rows=4, capacity=6)
+@pytest.mark.parametrize("whole", [False, True])
+def test_blocks_are_copied_up_to_a_length_and_survive_growth(
+    whole: bool, make_config: Callable[..., ModelConfig]
+) -> None:
+    cache = PagedKV(make_config(), blocks=4, block_size=6, whole=whole)
     for k, v in cache.layers:
-        k.copy_(torch.arange(4.0).view(4, 1, 1, 1).expand_as(k))
+        k.copy_(torch.arange(4.0).view(1, 4, 1, 1).expand_as(k))
         v.copy_(k + 10)
-    cache.copy_prefix(1, torch.tensor([0, 3]), 4)
+    cache.copy([1, 2], [0, 3], 4)
+    cache.grow(9)
+    cache.grow(5)  # nothing to do
+    assert cache.blocks == 9
     for k, v in cache.layers:
-        assert k[:, 0, 0, 0].tolist() == [1, 1, 2, 1] and k[:, 0, 5, 0].tolist() == [0, 1, 2, 3]
-        assert v[3, 0, 3, 0] == 11
-    cache.compact(torch.tensor([2, 3]), 6)
-    for k, _ in cache.layers:
-        assert k[:2, 0, 0, 0].tolist() == [2, 1] and k[:2, 0, 5, 0].tolist() == [2, 3]
+        assert k.shape[1] == 9 and k[0, :4, 0, 0].tolist() == [1, 1, 2, 2] and k[0, :4, 5, 0].tolist() == [0, 1, 2, 3]
+        assert v[0, 3, 3, 0] == 12 and not v[:, 4:].any()
+
+
+def test_one_sequence_is_read_in_its_order(make_config: Callable[..., ModelConfig]) -> None:
+    cache = PagedKV(make_config(), blocks=5, block_size=2)
+    for k, v in cache.layers:
+        k.copy_(torch.arange(10.0).view(1, 5, 2, 1).expand_as(k))
+        v.copy_(k + 10)
+    for blocks, expected in (([1, 2, 3], [2, 3, 4, 5, 6]), ([4, 0, 1], [8, 9, 0, 1, 2])):
+        k, v = cache.read(1, blocks, 5)
+        assert k.shape == (2, 5, 6) and k[0, :, 0].tolist() == expected
+        assert v[1, :, 3].tolist() == [x + 10 for x in expected]
 
 
 # What a query sees and how it is coded, on every path. Native length 16, so Dual Chunk Attention has chunks of 11.
@@ -79,23 +103,24 @@ def test_cached_equals_uncached(name: str, make_model: Callable[..., Qwen3]) -> 
     packed = model(torch.cat(parts), positions(lengths), AttnInputs.packed(boundaries(lengths), extended_S=extended))
     torch.testing.assert_close(packed, torch.cat(whole), atol=1e-5, rtol=1e-5)
 
-    cache, rows = KVCache(model.config, rows=5, capacity=48), torch.tensor([3, 0, 1, 2])
+    # Blocks of 4, scattered. One step after another: beginnings, chunks beside decoding, decoding alone.
+    cache, order = PagedKV(model.config, blocks=32, block_size=4), torch.randperm(32, generator=generator).tolist()
+    tables = [[order.pop() for _ in range(-(-n // 4))] for n in lengths]
     done = [0] * 4
-    for upto in ([4, 20, 3, 12], [5, 39, 12, 13], [7, 40, 13, 28]):
-        steps = [b - a for a, b in zip(done, upto, strict=True)]
-        tokens = torch.cat([part[a:b] for part, a, b in zip(parts, done, upto, strict=True)])
-        places = torch.cat([torch.arange(a, b) for a, b in zip(done, upto, strict=True)])
-        attn = AttnInputs.prefill(boundaries(steps), cache, rows, done if any(done) else None, extended)
-        expected = torch.cat([w[a:b] for w, a, b in zip(whole, done, upto, strict=True)])
-        torch.testing.assert_close(model(tokens, places, attn), expected, atol=1e-5, rtol=1e-5)
+    for upto in ([4, 20, 3, 0], [5, 39, 12, 12], [7, 40, 13, 28], [8, 41, 14, 29], [9, 41, 14, 30]):
+        now = [s for s in range(4) if upto[s] > done[s]]
+        rows = [s for s in now if done[s] and upto[s] == done[s] + 1]
+        others = sorted((s for s in now if s not in rows), key=lambda s: done[s] > 0)
+        spans = [Span(tables[s], done[s], upto[s], extended[s]) for s in others]
+        columns = Rows([tables[s] for s in rows], [done[s] for s in rows], [extended[s] for s in rows])
+        attn = AttnInputs.paged(columns, spans, cache, idle=2)
+        tokens = torch.cat(
+            [*(parts[s][done[s] : upto[s]] for s in (*rows, *others)), torch.zeros(2, dtype=torch.int64)]
+        )
+        places = torch.cat([*(torch.arange(done[s], upto[s]) for s in (*rows, *others)), torch.zeros(2)]).long()
+        expected = torch.cat([whole[s][done[s] : upto[s]] for s in (*rows, *others)])
+        torch.testing.assert_close(model(tokens, places, attn)[:-2], expected, atol=1e-5, rtol=1e-5)
         done = upto
-    order = rows.argsort()
-    for step in (0, 1):  # by rows 0 .. 3; the fourth row is sequence 0
-        now = [min(done[s] + step, lengths[s] - 1) for s in order.tolist()]
-        tokens = torch.stack([parts[s][place] for s, place in zip(order.tolist(), now, strict=True)])
-        attn = AttnInputs.decode(cache, torch.tensor(now), torch.tensor(extended)[order])
-        expected = torch.stack([whole[s][place] for s, place in zip(order.tolist(), now, strict=True)])
-        torch.testing.assert_close(model(tokens, torch.tensor(now), attn), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_whole_sequences_decide_by_their_length(make_model: Callable[..., Qwen3]) -> None:
@@ -107,27 +132,23 @@ def test_whole_sequences_decide_by_their_length(make_model: Callable[..., Qwen3]
     assert not torch.allclose(decided, model(tokens, where, AttnInputs.packed([0, 16, 33], extended_S=[0, 0])))
 
 
-def test_a_cached_step_must_say_how_its_sequences_began(make_model: Callable[..., Qwen3]) -> None:
-    model = make_model(context=Context(native=16, target=64))
-    cache = KVCache(model.config, rows=1, capacity=8)
-    with pytest.raises(ValueError, match="extended_S"):
-        model(torch.tensor([1]), torch.tensor([0]), AttnInputs.prefill([0, 1], cache, torch.tensor([0])))
-    with pytest.raises(ValueError, match="extended_S"):
-        model(torch.tensor([1]), torch.tensor([0]), AttnInputs.decode(cache, torch.tensor([0])))
-
-
 @pytest.mark.parametrize("name", ["window", "yarn", "yarn, window"])
 def test_everything_stands_on_the_device_it_is_given(name: str, make_model: Callable[..., Qwen3]) -> None:
     """Seen without a GPU: the meta device has shapes only, and refuses to meet tensors of the CPU."""
     meta = torch.device("meta")
     model = make_model(**CODINGS[name]).requires_grad_(False).to(meta)
-    cache = KVCache(model.config, rows=2, capacity=32, device=meta)
-    rows, places = torch.tensor([1, 0]), torch.tensor([23, 9])
     tokens, flags = torch.zeros(31, dtype=torch.int64, device=meta), [True, False]
-    steps = [
-        (AttnInputs.packed([0, 22, 31], meta), positions([22, 9])),
-        (AttnInputs.prefill([0, 22, 31], cache, rows, extended_S=flags), positions([22, 9])),
-        (AttnInputs.decode(cache, places, torch.tensor(flags)), places),
-    ]
-    for attn, where in steps:
-        assert model(tokens[: len(where)], where.to(meta), attn).shape == (len(where), 16)
+    spans = [Span([1, 5, 7], 0, 22, True), Span([2, 0], 0, 9, False)]
+    later = [Span([1, 5, 7], 22, 24, True), Span([2, 0], 9, 12, False)]
+    rows, alone = Rows([[1, 5, 7], [2, 0]], [23, 9], flags), Rows([[1], [2]], [3, 4], flags)
+    steps = []
+    for whole in (False, True):
+        cache = PagedKV(model.config, blocks=8, block_size=8, device=meta, whole=whole)
+        steps += [
+            (AttnInputs.packed([0, 22, 31], meta), 31),
+            (AttnInputs.paged(NO_ROWS, spans, cache), 31),
+            (AttnInputs.paged(rows, later, cache, 3), 10),
+            (AttnInputs.paged(alone, [], cache), 2),
+        ]
+    for attn, count in steps:
+        assert model(tokens[:count], tokens[:count], attn).shape == (count, 16)

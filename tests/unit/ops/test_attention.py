@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -63,21 +64,91 @@ def test_nothing_crosses_a_boundary() -> None:
     assert torch.equal(before[4:], after[4:]) and not torch.allclose(before[:4], after[:4])
 
 
+def pools(blocks: int, size: int, k: int = 2, whole: bool = False, seed: int = 3) -> list[torch.Tensor]:
+    """Key and value pools [K, P, B, H] with rows together (whole) or blocks together."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (blocks, k, size, 8) if whole else (k, blocks, size, 8)
+    drawn = [torch.randn(shape, generator=generator) for _ in range(2)]
+    return [pool.transpose(0, 1) for pool in drawn] if whole else drawn
+
+
+def decode(
+    queries: torch.Tensor, kv: list[torch.Tensor], tables: list[list[int]], places: list[int]
+) -> tuple[torch.Tensor, tuple[attention.RowGroup, ...]]:
+    """All rows through the fast path, and the plan it took."""
+    size, heads = kv[0].shape[2], kv[0].shape[0] * kv[0].shape[3]
+    groups = attention.plan_decode(tables, torch.tensor(places), places, size, torch.float32, heads)
+    outputs = []
+    for group in groups:
+        k, v = (attention.read_blocks(pool, group) for pool in kv)
+        outputs.append(attention.decode_attention(queries[group.rows], k, v, group.mask_RL))
+    return torch.cat(outputs), groups
+
+
 @pytest.mark.parametrize("heads", [(4, 2), (2, 2), (6, 1)])
-def test_decode_attention_equals_the_last_row_of_the_reference(heads: tuple[int, int]) -> None:
-    (n, k), h, capacity = heads, 8, 16
-    lengths = [1, 7, 16, 3]
-    generator = torch.Generator().manual_seed(3)
-    keys, values = (torch.randn(len(lengths), k, capacity, h, generator=generator) for _ in range(2))
-    queries = torch.randn(len(lengths), n, h, generator=generator)
-    longest = max(lengths)
-    hidden = torch.arange(longest)[None] >= torch.tensor(lengths)[:, None]
-    mask = torch.zeros(len(lengths), longest).masked_fill(hidden, -math.inf)
-    fast = attention.decode_attention(queries, keys, values, mask)
-    for row, length in enumerate(lengths):
-        k_row, v_row = (t[row, :, :length].transpose(0, 1) for t in (keys, values))
-        slow = reference.attention_one(queries[row : row + 1], k_row, v_row)
-        torch.testing.assert_close(fast[row : row + 1], slow, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("whole", [False, True])
+def test_decode_attention_equals_the_reference_where_every_row_has_one_block(
+    heads: tuple[int, int], whole: bool
+) -> None:
+    (n, k), places = heads, [0, 6, 15, 2]
+    kv, queries = pools(9, 16, k, whole), torch.randn(4, n, 8, generator=torch.Generator().manual_seed(1))
+    for tables in ([[2], [3], [4], [5]], [[5], [0], [8], [3]]):  # a view, and gathered
+        fast, (group,) = decode(queries, kv, tables, places)
+        assert (group.table is None) == (tables[0] == [2])
+        slow = reference.paged_decode(queries, *kv, tables, places)
+        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+        k_RKLH = attention.read_blocks(kv[0], group)
+        assert k_RKLH.shape == (4, k, 16, 8)
+        if group.table is None:
+            assert k_RKLH.data_ptr() == kv[0][:, 2].data_ptr(), "neighbouring blocks are not to be copied"
+
+
+@settings(max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    size=st.sampled_from([1, 3, 8]),
+    scattered=st.booleans(),
+    gathered=st.sampled_from([1, 2000, 1 << 21]),
+    seed=st.integers(0, 99),
+)
+def test_paged_decoding_equals_the_reference(
+    lengths: list[int], size: int, scattered: bool, gathered: int, seed: int
+) -> None:
+    lengths = sorted(lengths, reverse=True)
+    counts = [-(-length // size) for length in lengths]
+    order = list(range(1, sum(counts) + 1))
+    if scattered:
+        random.Random(seed).shuffle(order)
+    parts = iter(order)
+    tables = [list(itertools.islice(parts, count)) for count in counts]
+    kv, places = pools(sum(counts) + 2, size, seed=seed), [length - 1 for length in lengths]
+    queries = torch.randn(len(lengths), 4, 8, generator=torch.Generator().manual_seed(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_GATHERED", gathered)
+        fast, groups = decode(queries, kv, tables, places)
+    torch.testing.assert_close(fast, reference.paged_decode(queries, *kv, tables, places), atol=1e-5, rtol=1e-5)
+    assert [row for group in groups for row in range(len(lengths))[group.rows]] == list(range(len(lengths)))
+    if gathered == 1:
+        assert all(group.table is None or group.mask_RL.shape[0] == 1 for group in groups)
+    if not scattered and len(set(counts)) == 1:
+        assert len(groups) == 1 and groups[0].table is None
+
+
+def test_a_long_row_is_not_decoded_with_short_ones() -> None:
+    tables = [[9, 3, 5, 7, 1, 2], [4], [6]]
+    places = [45, 3, 4]
+    groups = attention.plan_decode(tables, torch.tensor(places), places, 8, torch.float32, 16)
+    assert [group.rows for group in groups] == [slice(0, 1), slice(1, 3)]
+    assert [group.mask_RL.shape for group in groups] == [(1, 46), (2, 5)]
+
+
+def test_the_paged_reference_equals_attention_over_gathered_positions() -> None:
+    kv, queries = pools(4, 4), torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1))
+    table, place = [3, 0], 5
+    whole = [torch.cat((pool[:, 3], pool[:, 0]), dim=1).transpose(0, 1)[: place + 1] for pool in kv]
+    for window in (None, 3):
+        out = reference.paged_decode(queries, *kv, [table], [place], window)
+        torch.testing.assert_close(out, reference.attention_one(queries, *whole, window))
 
 
 def test_extend_attention_equals_the_tail_of_whole_sequences() -> None:
@@ -217,9 +288,12 @@ def test_dual_chunk_decoding_equals_the_last_row_of_the_reference_in_marked_rows
         positions = torch.arange(capacity) % (chunks.length if marked else capacity)
         cache[row] = reference.rope_at(keys[row].transpose(0, 1), positions, INV_FREQ).transpose(0, 1)
     mask = torch.zeros(6, capacity).masked_fill(torch.arange(capacity)[None] > places[:, None], -math.inf)
+    heads_outside = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (cache, values)]
     marks = torch.tensor(chunked)
     turned = reference.rope_at(queries, torch.where(marks, places % chunks.length, places), INV_FREQ)
     fast = attention.dual_chunk_decode(turned, cache, values, mask, places, marks, chunks)
+    same = attention.dual_chunk_decode(turned, *heads_outside, mask, places, marks, chunks)
+    torch.testing.assert_close(same, fast, atol=1e-6, rtol=1e-6)
     for row, (length, marked) in enumerate(zip(lengths, chunked, strict=True)):
         k, v = (t[row, :, :length].transpose(0, 1) for t in (keys, values))
         size = (chunks.length, chunks.size) if marked else (capacity, capacity)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twofold.optim.schedule import lr_scale
+from twofold.optim.schedule import lr_scale, piecewise
 
 
 def test_warm_up_then_each_decay() -> None:
@@ -26,9 +26,21 @@ def test_stages_join_without_a_jump() -> None:
 
 
 @given(
-    total=st.integers(1, 50), warmup=st.integers(0, 60), decay=st.sampled_from(["constant", "linear", "cosine"]),
+    total=st.integers(1, 50), warmup=st.integers(0, 60), decay=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
     step=st.integers(0, 49),
 )  # fmt: skip
 def test_always_within_bounds(total: int, warmup: int, decay: str, step: int) -> None:
     value = lr_scale(min(step, total - 1), total, warmup, decay, start=1.0, end=0.1)  # type: ignore[arg-type]
     assert 0 < value <= 1
+
+
+def test_stable_then_decay() -> None:
+    rates = [lr_scale(s, 104, 4, "wsd", end=0.1) for s in range(105)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4:85] == [1.0] * 81
+    assert rates[94] == pytest.approx(0.55) and rates[104] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[84:], rates[85:], strict=False))
+
+
+def test_points_in_tokens() -> None:
+    points = [(100, 0.0), (200, 1.0), (1200, 0.5)]
+    assert [piecewise(t, points) for t in (0, 100, 150, 200, 700, 1200, 9999)] == [0, 0, 0.5, 1.0, 0.75, 0.5, 0.5]

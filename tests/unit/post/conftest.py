@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from twofold.engine.engine import Engine
-from twofold.engine.rows import ThinkTokens
+from twofold.engine.sampling import ThinkTokens
 from twofold.episodes.play import Trajectory
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import Qwen3

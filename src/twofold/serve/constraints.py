@@ -1,0 +1,197 @@
+"""What an answer must look like: response formats and tool choices as grammars for the engine.
+
+The engine applies a grammar after the think block only. Calls have the format that all template families with tools
+share. Not here: how grammars mask logits (``engine``), and how calls are read (``text``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from twofold.base.records import Grammar
+from twofold.serve.errors import bad_request
+from twofold.serve.protocol import ChatRequest, SamplingFields
+from twofold.text.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,64}")
+_FORBID = -100.0
+# llguidance's options: arguments are spaced as the template writes them, answers as the model likes, within limits.
+_TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_AIRY = {"whitespace_pattern": r"[ \n\t]{1,32}"}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPlan:
+    """What the tools of a request come to.
+
+    shown: tools for the prompt. mode: whether calls are impossible, possible or required; names: those that may be
+    called. strict: calls are written under a grammar, so that they can be streamed before they are whole. forbidden:
+    there are tools, and they must not be called.
+    """
+
+    shown: tuple[Json, ...] = ()
+    mode: Literal["none", "auto", "required"] = "none"
+    names: tuple[str, ...] = ()
+    strict: bool = False
+    parallel: bool = True
+    forbidden: bool = False
+
+
+def plan_tools(request: ChatRequest) -> ToolPlan:
+    """Read ``tools``, ``tool_choice`` and ``parallel_tool_calls``.
+
+    Raises:
+        ApiError: 400 for a tool without a usable name, or a choice that names no tool on offer.
+    """
+    tools = tuple(request.tools or ())
+    names = tuple(_tool_name(index, tool) for index, tool in enumerate(tools))
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise bad_request(f"tools has {twice!r} twice; give every tool a name of its own", "tools")
+    choice = request.tool_choice if request.tool_choice is not None else ("auto" if tools else "none")
+    parallel = request.parallel_tool_calls
+    if choice == "none":
+        return ToolPlan(forbidden=bool(tools))
+    if not tools:
+        raise bad_request("tool_choice needs tools; give them, or leave tool_choice out", "tool_choice")
+    if choice == "auto":
+        strict = any(tool["function"].get("strict") is True for tool in tools)
+        return ToolPlan(tools, "auto", names, strict, parallel)
+    if choice == "required":
+        return ToolPlan(tools, "required", names, True, parallel)
+    wanted = choice.get("function", {}) if isinstance(choice, dict) and choice.get("type") == "function" else None
+    if not isinstance(wanted, dict) or wanted.get("name") not in names:
+        raise bad_request(
+            "tool_choice must be none, auto, required or "
+            f'{{"type": "function", "function": {{"name": one of {", ".join(names)}}}}}',
+            "tool_choice",
+        )
+    return ToolPlan(tools, "required", (wanted["name"],), True, parallel=False)
+
+
+def answer_grammar(request: SamplingFields) -> Grammar | None:
+    """The grammar of ``response_format``, ``structured_outputs`` or a ``guided_`` field.
+
+    Raises:
+        ApiError: 400 for more than one of them, or a schema that is not JSON.
+    """
+    found = [(name, grammar) for name, grammar in _answer_grammars(request) if grammar is not None]
+    if len(found) > 1:
+        both = " and ".join(name for name, _ in found[:2])
+        raise bad_request(f"{both} both constrain the answer; keep one of them", found[1][0], "conflicting_controls")
+    return found[0][1] if found else None
+
+
+def call_grammar(plan: ToolPlan, tokenizer: Tokenizer, answer: Grammar | None) -> Grammar | None:
+    """The grammar of an answer in which tools may or must be called; ``answer`` constrains what is no call.
+
+    Raises:
+        ApiError: 400 for an answer constraint that cannot be joined with calls.
+    """
+    if plan.mode == "none" or (plan.mode == "auto" and answer is None and not plan.strict):
+        return answer
+    calls = "call (SEP call)*" if plan.parallel else "call"
+    rules: list[str] = []
+    if plan.mode == "required":
+        if answer is not None:
+            raise bad_request("the answer must be a call, so response_format has no effect; leave it out")
+        rules.append(f"start: {calls}")
+    elif answer is None:
+        rules.append(f"start: TEXT ({calls})?")
+    else:
+        if answer.kind not in ("json", "json_schema"):
+            raise bad_request("tools can be combined with JSON formats only; leave one of them out", "tools")
+        rules.append(f"start: answer | {calls}")
+        rules.append(f"answer: %json {_schema(json.loads(answer.text or '{}'), _AIRY)}")
+    rules.append(_call_rule(plan, tokenizer))
+    for number, tool in enumerate(plan.shown):
+        function = tool["function"]
+        if function["name"] not in plan.names:
+            continue
+        head = json.dumps(f'{{"name": {json.dumps(function["name"])}, "arguments": ')
+        schema = _schema(function.get("parameters") or {}, _TIGHT)
+        rules += [f'tool{number}: {head} arguments{number} "}}"', f"arguments{number}: %json {schema}"]
+    rules += ["SEP: /\\n{0,2}/", "TEXT: /(.|\\n)*/"]
+    return Grammar("lark", "\n".join(rules))
+
+
+def forbidden_calls(tokenizer: Tokenizer) -> dict[int, float]:
+    """Logit bias under which no call begins."""
+    opening = tokenizer.control_id("<tool_call>")
+    return {} if opening is None else {opening: _FORBID}
+
+
+def _schema(schema: Json, options: Json) -> str:
+    """A schema of objects as a grammar takes it; options of its own stay."""
+    return json.dumps({"type": "object", "x-guidance": options, **schema})
+
+
+def _call_rule(plan: ToolPlan, tokenizer: Tokenizer) -> str:
+    tags = []
+    for tag in ("<tool_call>", "</tool_call>"):
+        tags.append(json.dumps(tag) if tokenizer.control_id(tag) is None else tag)  # outside quotes: the token
+    names = [tool["function"]["name"] for tool in plan.shown]
+    tools = " | ".join(f"tool{number}" for number, name in enumerate(names) if name in plan.names)
+    return f'call: {tags[0]} "\\n" ({tools}) "\\n" {tags[1]}'
+
+
+def _tool_name(index: int, tool: Json) -> str:
+    function = tool.get("function")
+    if tool.get("type") != "function" or not isinstance(function, dict):
+        raise bad_request(
+            f'tools[{index}] must look like {{"type": "function", "function": {{"name": ...}}}}', f"tools[{index}]"
+        )
+    name, parameters = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        where = f"tools[{index}].function.name"
+        raise bad_request(f"{where} is {name!r:.60}; use up to 64 letters, digits and . _ : -", where)
+    if parameters is not None and not isinstance(parameters, dict):
+        where = f"tools[{index}].function.parameters"
+        raise bad_request(f"{where} must be a JSON schema, an object", where)
+    return name
+
+
+def _answer_grammars(request: SamplingFields) -> Sequence[tuple[str, Grammar | None]]:
+    given: list[tuple[str, Grammar | None]] = []
+    if (form := request.response_format) is not None:
+        if (form.type == "json_schema") != (form.json_schema is not None):
+            raise bad_request("response_format.json_schema goes with the type json_schema", "response_format")
+        schema = form.json_schema.model_schema if form.json_schema is not None else None
+        made = _json(schema) if form.type != "text" else None
+        given.append(("response_format", made))
+    if (inner := request.structured_outputs) is not None:
+        place = "structured_outputs"
+        given += [
+            (f"{place}.json", None if inner.json_ is None else _json(inner.json_)),
+            (f"{place}.json_object", _json(None) if inner.json_object else None),
+            (f"{place}.regex", None if inner.regex is None else Grammar("regex", inner.regex)),
+            (f"{place}.choice", None if inner.choice is None else _choice(inner.choice)),
+            (f"{place}.grammar", None if inner.grammar is None else Grammar("lark", inner.grammar)),
+        ]
+    given += [
+        ("guided_json", None if request.guided_json is None else _json(request.guided_json)),
+        ("guided_regex", None if request.guided_regex is None else Grammar("regex", request.guided_regex)),
+        ("guided_choice", None if request.guided_choice is None else _choice(request.guided_choice)),
+        ("guided_grammar", None if request.guided_grammar is None else Grammar("lark", request.guided_grammar)),
+    ]
+    return given
+
+
+def _json(schema: Json | str | None) -> Grammar:
+    if schema is None:
+        return Grammar("json", "")
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError):
+            raise bad_request("the schema is text but not JSON; give a JSON object") from None
+    return Grammar("json_schema", json.dumps(schema))
+
+
+def _choice(options: Sequence[str]) -> Grammar:
+    return Grammar("lark", "start: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in options))

@@ -1,0 +1,282 @@
+"""Checked bodies to engine requests: rendering, sampling parameters, stop strings, budgets, grammars.
+
+What comes out is plain data, ready to be submitted; nothing runs here. Rendering and tokenising happen in the caller's
+thread. Not here: the engine's thread, how replies are put together.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from twofold.base.records import AnswerSampling, InputError, Request
+from twofold.llm import LLM
+from twofold.serve.constraints import ToolPlan, answer_grammar, call_grammar, forbidden_calls, plan_tools
+from twofold.serve.controls import Thinking, read_thinking
+from twofold.serve.errors import bad_request, from_input_error
+from twofold.serve.protocol import ChatRequest, CompletionRequest, PostThinking, SamplingFields
+from twofold.serve.replies import Wanted
+from twofold.text.chat import Renderer
+from twofold.text.parse import ParseOptions
+
+Json = dict[str, Any]
+_COPIED = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_COPIED_TOO = ("min_tokens", "ignore_eos", "speculate")
+_MESSAGE_KEYS = {"role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id"}
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A request ready to be submitted.
+
+    requests: for the engine. parts: for each choice, the index of its engine request. prompts: for each choice, the
+    ids of its prompt. per_prompt: choices of each prompt. prompt_tokens: of all prompts. wanted: what the reply shows.
+    stream, usage, usage_always: how it is sent.
+    """
+
+    requests: list[Request]
+    parts: list[int]
+    prompts: list[list[int]]
+    per_prompt: int
+    prompt_tokens: int
+    wanted: Wanted
+    warnings: list[str] = field(default_factory=list)
+    stream: bool = False
+    usage: bool = False
+    usage_always: bool = False
+
+
+def prepare_chat(llm: LLM, request: ChatRequest, controls: Json, warnings: Sequence[str] = ()) -> Prepared:
+    """A chat as engine requests.
+
+    Raises:
+        ApiError: 400, naming the field or message that cannot be honoured.
+    """
+    thinking = read_thinking(controls)
+    plan = plan_tools(request)
+    try:
+        ids = prompt_ids(llm, request, plan, thinking)
+        sampling = _chat_sampling(llm, request, plan)
+        mode = llm.renderer.policy.spec.thinks and thinking.enabled is not False
+        sampling |= _budget(llm, ids, sampling, thinking)
+        [base] = _requests(llm, [ids], sampling, mode)
+        return _prepared(
+            [base], request, _chat_wanted(request, plan, thinking), [*warnings, *_unshown(request.messages)]
+        )
+    except InputError as error:
+        raise from_input_error(error) from None
+
+
+def prepare_completion(llm: LLM, request: CompletionRequest, warnings: Sequence[str] = ()) -> Prepared:
+    """Plain prompts as engine requests; with ``max_tokens`` 0 there are none to run, only prompts to echo.
+
+    Raises:
+        ApiError: 400, naming the field that cannot be honoured.
+    """
+    prompts = token_lists(llm, request.prompt)
+    if request.max_tokens == 0 and not request.echo:
+        raise bad_request("max_tokens 0 makes sense only with echo", "max_tokens")
+    best_of = request.best_of if request.best_of is not None else request.n
+    if best_of < request.n or (best_of > request.n and request.stream):
+        raise bad_request("best_of must be at least n, and equal to n in a stream", "best_of")
+    sampling = _sampling(request) | {"n": best_of}
+    if request.logprobs:
+        sampling["top_logprobs"] = request.logprobs
+    if (grammar := answer_grammar(request)) is not None:
+        sampling["grammar"] = grammar
+    wanted = Wanted(
+        top_logprobs=request.logprobs,
+        token_ids=request.return_token_ids,
+        stop=_stops(request),
+        stop_ids=frozenset(request.stop_token_ids or ()),
+    )
+    try:
+        if request.max_tokens == 0:
+            sampling["max_tokens"] = 1
+        return _prepared(_requests(llm, prompts, sampling, None), request, wanted, list(warnings))
+    except InputError as error:
+        raise from_input_error(error, "prompt") from None
+
+
+def prompt_ids(llm: LLM, request: ChatRequest, plan: ToolPlan, thinking: Thinking) -> list[int]:
+    """The rendered conversation.
+
+    Raises:
+        ApiError, InputError: a conversation or mode that the checkpoint's format cannot show.
+    """
+    renderer = llm.renderer
+    policy = renderer.policy
+    if thinking.keep_history is not None:
+        renderer = Renderer(
+            llm.tokenizer, replace(policy, history_thinking="keep" if thinking.keep_history else "strip")
+        )
+    if not policy.spec.thinks and (thinking.enabled or thinking.budget is not None):
+        raise bad_request(f"this model does not think (template family {policy.family!r}); leave the controls out")
+    tools = list(plan.shown) or None
+    mode = thinking.enabled is not False
+    if not request.continue_final_message:
+        prompt = request.add_generation_prompt is not False
+        return renderer.render(request.messages, tools, mode, add_generation_prompt=prompt).token_ids
+    if request.add_generation_prompt:
+        raise bad_request(
+            "continue_final_message and add_generation_prompt contradict each other; keep one",
+            code="conflicting_controls",
+        )
+    if not request.messages or request.messages[-1].get("role") != "assistant":
+        raise bad_request("continue_final_message needs an assistant message at the end", "messages")
+    rendered = renderer.render(request.messages, tools, mode)
+    return rendered.token_ids[: len(rendered.parts) - 1 - rendered.parts[::-1].index("eot")]
+
+
+def token_lists(llm: LLM, given: str | Sequence[Any]) -> list[list[int]]:
+    """Prompts of the old API: a text, several, token ids, or several lists of them."""
+    if isinstance(given, str):
+        return [llm.tokenizer.encode_with_special(given)]
+    if given and all(isinstance(item, int) for item in given):
+        return [list(given)]
+    lists = [llm.tokenizer.encode_with_special(item) if isinstance(item, str) else list(item) for item in given]
+    if not lists or not all(lists):
+        raise bad_request("there is an empty prompt; give at least one token", "prompt")
+    return lists
+
+
+def _chat_sampling(llm: LLM, request: ChatRequest, plan: ToolPlan) -> Json:
+    sampling = _sampling(request)
+    if request.max_completion_tokens is not None:
+        if request.max_tokens not in (None, request.max_completion_tokens):
+            raise bad_request(
+                "max_tokens and max_completion_tokens differ; keep one of them", "max_tokens", "conflicting_controls"
+            )
+        sampling["max_tokens"] = request.max_completion_tokens
+    if request.top_logprobs is not None:
+        if not request.logprobs:
+            raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
+        sampling["top_logprobs"] = request.top_logprobs
+    if request.stop_loops is not None:
+        sampling["stop_loops"] = request.stop_loops
+    if (grammar := call_grammar(plan, llm.tokenizer, answer_grammar(request))) is not None:
+        sampling["grammar"] = grammar
+    if plan.forbidden:
+        sampling["logit_bias"] = tuple(
+            {**dict(sampling.get("logit_bias", ())), **forbidden_calls(llm.tokenizer)}.items()
+        )
+    elif not plan.parallel and (closing := llm.tokenizer.control_id("</tool_call>")) is not None:
+        sampling["stop_token_ids"] = (*sampling.get("stop_token_ids", ()), closing)
+    if request.post_thinking is not None:
+        sampling["post_thinking"] = _post_thinking(llm, request.post_thinking, sampling)
+    return sampling
+
+
+def _sampling(request: SamplingFields) -> Json:
+    """Fields under the names of ``SamplingParams``; only what was given."""
+    names = [*_COPIED, *_COPIED_TOO, "max_tokens"]
+    sampling: Json = {name: value for name in names if (value := getattr(request, name)) is not None}
+    if request.top_k is not None:
+        sampling["top_k"] = max(request.top_k, 0)
+    if request.stop_token_ids:
+        sampling["stop_token_ids"] = tuple(request.stop_token_ids)
+    if request.logit_bias:
+        sampling["logit_bias"] = tuple(_bias(*pair) for pair in request.logit_bias.items())
+    seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
+    return sampling | {"n": request.n, "seed": seed % 2**62}
+
+
+def _bias(token: str, bias: float) -> tuple[int, float]:
+    if not token.isdecimal():
+        raise bad_request(f"logit_bias has the key {token!r:.40}; keys are token ids", "logit_bias")
+    return int(token), bias
+
+
+def _post_thinking(llm: LLM, wanted: PostThinking, sampling: Mapping[str, Any]) -> AnswerSampling:
+    base = llm.params(sampling, thinking=True)
+    top_k = base.top_k if wanted.top_k is None else max(wanted.top_k, 0)
+    return AnswerSampling(
+        temperature=base.temperature if wanted.temperature is None else wanted.temperature,
+        top_p=base.top_p if wanted.top_p is None else wanted.top_p,
+        top_k=top_k,
+        min_p=base.min_p if wanted.min_p is None else wanted.min_p,
+    )
+
+
+def _budget(llm: LLM, ids: list[int], sampling: Mapping[str, Any], thinking: Thinking) -> Json:
+    if thinking.budget is None and thinking.share is None:
+        return {}
+    if thinking.enabled is False:
+        return {}
+    return {"thinking_budget": thinking.tokens(llm.request(ids, sampling).params.max_tokens)}
+
+
+def _requests(llm: LLM, prompts: Sequence[list[int]], sampling: Json, thinking: bool | None) -> list[Request]:
+    return [llm.request(ids, sampling, thinking=thinking) for ids in prompts]
+
+
+def _prepared(bases: list[Request], request: SamplingFields, wanted: Wanted, warnings: list[str]) -> Prepared:
+    """Engine requests for the bases: choices with stop strings end one by one, so each is a request of its own."""
+    given = getattr(request, "max_completion_tokens", None) or request.max_tokens
+    if given and any(base.params.max_tokens < given for base in bases):
+        least = min(base.params.max_tokens for base in bases)
+        warnings.append(f"max_tokens is {least}, not {given}: the model's context ends there")
+    requests: list[Request] = []
+    parts: list[int] = []
+    prompts: list[list[int]] = []
+    for base in bases:
+        count = base.params.n
+        apart = bool(wanted.stop) and count > 1
+        for sample in range(count):
+            if apart:
+                params = replace(base.params, n=1, seed=base.params.seed + sample)
+                requests.append(replace(base, params=params))
+            elif sample == 0:
+                requests.append(base)
+            parts.append(len(requests) - 1)
+            prompts.append(list(base.prompt_ids))
+    options = request.stream_options
+    if options is not None and not request.stream:
+        raise bad_request("stream_options needs stream: true", "stream_options")
+    return Prepared(
+        requests,
+        parts,
+        prompts,
+        bases[0].params.n,
+        sum(len(base.prompt_ids) for base in bases),
+        wanted,
+        warnings,
+        stream=request.stream,
+        usage=options is not None and options.include_usage,
+        usage_always=options is not None and options.continuous_usage_stats,
+    )
+
+
+def _chat_wanted(request: ChatRequest, plan: ToolPlan, thinking: Thinking) -> Wanted:
+    return Wanted(
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        token_ids=request.return_token_ids,
+        stop=_stops(request),
+        stop_ids=frozenset(request.stop_token_ids or ()),
+        hidden=thinking.hidden,
+        parse=ParseOptions(
+            stop=_stops(request),
+            tools=plan.shown or None,
+            early_calls=plan.strict,
+            call_id=lambda index: f"call_{secrets.token_hex(12)}",
+        ),
+    )
+
+
+def _stops(request: SamplingFields) -> tuple[str, ...]:
+    given = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if not all(given):
+        raise bad_request("stop has an empty string; leave it out", "stop")
+    return tuple(given)
+
+
+def _unshown(messages: Sequence[Json]) -> list[str]:
+    """Warnings about keys of messages that no template shows."""
+    return [
+        f"messages[{index}].{key} is not shown to the model"
+        for index, message in enumerate(messages)
+        for key, value in message.items()
+        if key not in _MESSAGE_KEYS and value not in (None, "", [], {})
+    ]

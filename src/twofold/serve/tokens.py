@@ -1,0 +1,66 @@
+"""``/tokenize`` and ``/detokenize``: what the model sees, as ids and back.
+
+Not here: anything that runs the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twofold.base.records import InputError
+from twofold.serve.constraints import plan_tools
+from twofold.serve.controls import read_thinking
+from twofold.serve.errors import bad_request, from_input_error
+from twofold.serve.prepare import prompt_ids
+from twofold.serve.protocol import ChatRequest, DetokenizeRequest, TokenizeRequest
+from twofold.serve.replies import token_name
+from twofold.serve.service import Service
+
+
+def tokenize(
+    service: Service, body: TokenizeRequest, controls: dict[str, Any], warnings: Sequence[str]
+) -> dict[str, Any]:
+    """Ids of a text (control tokens count as such) or of a conversation as a chat would render it.
+
+    Raises:
+        ApiError: 400 unless exactly one of ``prompt`` and ``messages`` is given.
+    """
+    service.check_model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise bad_request("give prompt or messages, and not both", "prompt")
+    try:
+        if body.messages is None:
+            if controls or body.tools or body.continue_final_message or body.add_generation_prompt:
+                raise bad_request("tools and thinking controls go with messages, not with prompt")
+            ids = service.llm.tokenizer.encode_with_special(body.prompt or "")
+        else:
+            chat = ChatRequest(
+                messages=body.messages,
+                tools=body.tools,
+                add_generation_prompt=body.add_generation_prompt,
+                continue_final_message=body.continue_final_message,
+            )
+            ids = prompt_ids(service.llm, chat, plan_tools(chat), read_thinking(controls))
+    except InputError as error:
+        raise from_input_error(error) from None
+    reply: dict[str, Any] = {"count": len(ids), "max_model_len": service.llm.model.config.longest, "tokens": ids}
+    if body.return_token_strs:
+        reply["token_strs"] = [token_name(service.llm.tokenizer, token) for token in ids]
+    if warnings:
+        reply["warnings"] = list(warnings)
+    return reply
+
+
+def detokenize(service: Service, body: DetokenizeRequest, warnings: Sequence[str]) -> dict[str, Any]:
+    """Text of ids, control tokens included.
+
+    Raises:
+        ApiError: 400 for an id outside the vocabulary.
+    """
+    service.check_model(body.model)
+    try:
+        text = service.llm.tokenizer.decode(body.tokens)
+    except InputError as error:
+        raise from_input_error(error, "tokens") from None
+    return {"prompt": text, **({"warnings": list(warnings)} if warnings else {})}

@@ -1,0 +1,84 @@
+"""Bodies: strict values, fields without effect, fields that are refused, and the literal extra_body."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from twofold.serve.errors import ApiError
+from twofold.serve.protocol import ChatRequest, CompletionRequest, StreamOptions, read_body
+
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def chat(**fields: Any) -> tuple[ChatRequest, dict[str, Any], list[str]]:
+    return read_body(ChatRequest, json.dumps({**HI, **fields}).encode(), thinking=True)
+
+
+def test_fields_arrive() -> None:
+    body, controls, warnings = chat(temperature=1, n=2, stop="x", stream_options={"include_usage": True}, think=True)
+    assert (body.temperature, body.n, body.stop, body.stream_options) == (1, 2, "x", StreamOptions(include_usage=True))
+    assert controls == {"think": True} and warnings == []
+
+
+def test_a_literal_extra_body_is_merged() -> None:
+    body, controls, _ = chat(top_p=0.5, extra_body={"top_k": 3, "top_p": 0.5, "enable_thinking": False})
+    assert body.top_k == 3 and controls == {"enable_thinking": False}
+    with pytest.raises(ApiError, match=r"top_p and extra_body\.top_p differ"):
+        chat(top_p=0.5, extra_body={"top_p": 0.6})
+
+
+def test_null_is_absent_and_what_has_no_effect_is_said() -> None:
+    body, _, warnings = chat(temperature=None, frobnicate=None, user="me", metadata={}, skip_special_tokens=True)
+    assert body.temperature is None
+    assert warnings == ["metadata has no effect here", "user has no effect here"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "param"),
+    [
+        ({"temprature": 1}, "unknown field 'temprature'; did you mean 'temperature'", "temprature"),
+        ({"enable_thinkin": True}, "did you mean 'enable_thinking'", "enable_thinkin"),
+        ({"qwerty": 1}, "unknown field 'qwerty'; leave it out", "qwerty"),
+        ({"functions": []}, "functions is not supported; use tools", "functions"),
+        ({"modalities": ["audio"]}, r'modalities can only be \["text"\]', "modalities"),
+        ({"temperature": "1"}, "temperature: .*number, got '1'", "temperature"),
+        ({"temperature": -1}, "temperature: .*greater than or equal to 0, got -1", "temperature"),
+        ({"n": 1.5}, "n: .*integer", "n"),
+        ({"n": True}, "n: .*integer", "n"),
+        ({"top_logprobs": 21}, "top_logprobs: .*less than or equal to 20", "top_logprobs"),
+        ({"stop": [1]}, "stop", "stop"),
+        ({"logit_bias": {"5": "x"}}, "logit_bias", "logit_bias"),
+        ({"stream_options": {"usage": True}}, "stream_options.usage is not a field", "stream_options"),
+        ({"response_format": {"type": "xml"}}, "response_format.type: .*'json_object'", "response_format"),
+        ({"extra_body": 3}, "extra_body must be an object", "extra_body"),
+        ({"messages": "hi"}, "messages: .*list", "messages"),
+    ],
+)
+def test_mistakes_are_named(fields: dict[str, Any], words: str, param: str) -> None:
+    with pytest.raises(ApiError, match=words) as caught:
+        chat(**fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[1]", b"3", b"[" * 100_000, b'{"messages": NaN}'])
+def test_what_is_no_json_object(data: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        read_body(ChatRequest, data)
+    assert caught.value.status == 400
+
+
+def test_a_missing_field_and_numbers_that_are_none() -> None:
+    with pytest.raises(ApiError, match="messages is missing"):
+        read_body(ChatRequest, b"{}")
+    with pytest.raises(ApiError, match="temperature"):
+        read_body(ChatRequest, b'{"messages": [], "temperature": Infinity}')
+
+
+def test_completions_have_no_think_block() -> None:
+    with pytest.raises(ApiError, match="enable_thinking belongs to chats"):
+        read_body(CompletionRequest, b'{"prompt": "x", "enable_thinking": true}')
+    body, _, _ = read_body(CompletionRequest, b'{"prompt": [[1, 2], [3]], "max_tokens": 0, "echo": true}')
+    assert body.prompt == [[1, 2], [3]] and body.max_tokens == 0
