@@ -1,4 +1,4 @@
-"""What the engine's parts say to each other: samples on their way, options, events, counters. Plain data, no tensors."""
+"""What the engine's parts say to each other: samples on their way, options, events, counters. No tensors."""
 
 from __future__ import annotations
 

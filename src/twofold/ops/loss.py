@@ -78,10 +78,10 @@ class _LinearLogprobs(torch.autograd.Function):
         return logp_T, hits_T
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
         hidden_TD, head_VD, targets_T, norm_T = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_TD)
-        grad_head = torch.zeros_like(head_VD, dtype=torch.float32)
+        grad_head = torch.zeros_like(head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(hidden_TD), ctx.chunk):
             part = slice(begin, begin + ctx.chunk)
             hidden, upstream = hidden_TD[part], grads[0][part, None]
@@ -89,5 +89,6 @@ class _LinearLogprobs(torch.autograd.Function):
             grad_logits.scatter_add_(-1, targets_T[part, None], upstream)
             typed = grad_logits.to(head_VD.dtype)
             grad_hidden[part] = typed @ head_VD
-            grad_head += typed.T @ hidden
-        return grad_hidden, grad_head.to(head_VD.dtype), None, None
+            if grad_head is not None:
+                grad_head += typed.T @ hidden
+        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None

@@ -10,6 +10,7 @@ Shape legend: T tokens of a micro-batch, A of them with a loss weight, S sequenc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from twofold.ops import loss as ops
 from twofold.train.balance import ExpertLoad, Scope
 
 Sums = dict[str, torch.Tensor]
+MOST_LOGITS = 1 << 26  # of a micro-batch, at once (256 MiB in fp32)
 LOGP_DIFFERENCE = "sampling/sampling_logp_difference"  # TRL's name
 
 
@@ -69,7 +71,7 @@ class Objective(Protocol):
 
 
 class Scored:
-    """Hidden states and logits of the places of a batch that carry a loss weight."""
+    """Hidden states and logits of the places of a batch that carry a loss weight; logits are made when asked for."""
 
     def __init__(self, model: Qwen3, batch: TokenBatch, routing: Routing | None = None) -> None:
         attn = AttnInputs.packed(batch.cu_seqlens, batch.tokens_T.device)
@@ -77,7 +79,21 @@ class Scored:
         self.places_A = batch.weights_T.nonzero().flatten()
         self.weights_A = batch.weights_T[self.places_A]
         self.targets_A = batch.targets_T[self.places_A]
-        self.logits_AV = model.logits(hidden.index_select(0, self.places_A))
+        self.model, self.hidden_AD = model, hidden.index_select(0, self.places_A)
+
+    @cached_property
+    def logits_AV(self) -> torch.Tensor:
+        """All logits at once, fp32."""
+        return self.model.logits(self.hidden_AD)
+
+    def target_logprobs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each target, and whether it is the likeliest token; in chunks where logits are many."""
+        rows, vocabulary = len(self.hidden_AD), self.model.config.vocab_size
+        if rows * vocabulary <= MOST_LOGITS or self.model.packed_head is not None:
+            hits_A = self.logits_AV.detach().argmax(-1) == self.targets_A
+            return ops.token_logprobs(self.logits_AV, self.targets_A), hits_A
+        chunk = max(1, MOST_LOGITS // vocabulary)
+        return ops.linear_logprobs(self.hidden_AD, self.model.head_weight, self.targets_A, chunk)
 
 
 class CrossEntropy(Objective):
@@ -105,9 +121,8 @@ class CrossEntropy(Objective):
     def __call__(self, model: Qwen3, batch: TokenBatch) -> tuple[Sums, Sums]:
         routing = Routing()
         scored = Scored(model, batch, routing)
-        logp_A = ops.token_logprobs(scored.logits_AV, scored.targets_A)
+        logp_A, hits_A = scored.target_logprobs()
         losses = {"loss": -(scored.weights_A * logp_A).sum()}
-        hits_A = scored.logits_AV.detach().argmax(-1) == scored.targets_A
         stats = {"mean_token_accuracy": (scored.weights_A * hits_A).sum()}
         if routing.ids:
             self.load.add(routing)

@@ -200,3 +200,20 @@ def test_token_kl_leaves_padded_columns_out(make_model: Make, make_batch: Make) 
     loss = objective(student, batch)[0]["kl"]
     gradient = torch.autograd.grad(loss, student.lm_head.weight)[0]
     assert number(gradient[28:].abs().max()) == 0 < number(gradient[:28].abs().max())
+
+
+def test_many_logits_are_made_in_chunks_with_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, make_model: Make, make_batch: Make
+) -> None:
+    model, batch = make_model(), make_batch([9, 5, 7], 3)
+
+    def run() -> list[torch.Tensor]:
+        model.zero_grad()
+        losses, stats = CrossEntropy()(model, batch)
+        losses["loss"].backward()
+        return [losses["loss"].detach(), stats["mean_token_accuracy"], *(p.grad.clone() for p in model.parameters())]
+
+    whole = run()
+    monkeypatch.setattr("twofold.train.objectives.MOST_LOGITS", 3 * model.config.vocab_size)
+    for chunked, plain in zip(run(), whole, strict=True):
+        torch.testing.assert_close(chunked, plain, atol=1e-5, rtol=1e-5)
