@@ -245,13 +245,14 @@ def chat(
     system: str | None = None,
     tools: str | None = None,
     fold: bool = False,
+    quantize: str | None = None,
     history: bool = True,
 ) -> None:
     """Find the model, say what it can do, and talk until the input ends.
 
     Args:
         folder: a model or run folder, or a .gguf file. sampling, thinking, system, fold: see ``Chat``. tools: name of
-            a tool, or None. history: keep lines typed in the user's state folder.
+            a tool, or None. quantize: see ``LLM``. history: keep lines typed in the user's state folder.
 
     Raises:
         InputError: no model there, an unknown tool, or a parameter that the model cannot honour.
@@ -260,7 +261,7 @@ def chat(
         raise InputError(f"unknown tool {tools!r}; there is: {', '.join(TOOLS)}")
     console = Console(highlight=False)
     model_folder = find_model(folder)
-    policy = LLM(model_folder, max_rows=1, options=EngineOptions(entropies=False))
+    policy = LLM(model_folder, max_rows=1, options=EngineOptions(entropies=False), quantize=quantize)
     session = Chat(policy, console, sampling, thinking, system, TOOLS[tools] if tools else None, fold)
     size = policy.model.config.num_parameters()
     console.print(Text(f"{model_folder}, {size:,} parameters", style="bold"), soft_wrap=True)

@@ -152,13 +152,13 @@ def chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")] = None,
     tools: Annotated[str | None, typer.Option(metavar="calc", help="Offer a tool to the model.")] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Show each thought as one line.")] = False,
-    history: Annotated[bool, typer.Option(help="Keep typed lines for the arrow keys, also of earlier chats.")] = True,
+    quantize: Annotated[str | None, typer.Option(metavar="int8", help="Pack the weights for speed on a CPU.")] = None,
 ) -> None:
     """Talk to a model; its thinking is shown apart from its answer."""
     with one_line_errors(debug=False):
         command = importlib.import_module("twofold.chat_cli")
         sampling = command.sampling_from(settings or []) | ({} if budget is None else {"thinking_budget": budget})
-        command.chat(model, sampling, not no_think, system, tools, fold, history)
+        command.chat(model, sampling, not no_think, system, tools, fold, quantize)
 
 
 @app.command()
@@ -172,11 +172,13 @@ def serve(
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...")] = "cpu",
+    quantize: Annotated[str | None, typer.Option(metavar="int8", help="Pack the weights for speed on a CPU.")] = None,
 ) -> None:
     """Serve a model: an OpenAI-compatible API under /v1, and a web chat at /."""
     with one_line_errors(debug=False):
         command = importlib.import_module("twofold.serve_cli")
-        command.serve(model, host, port, api_key or [], settings or [], {"dtype": dtype, "device": device})
+        loading = {"dtype": dtype, "device": device, "quantize": quantize}
+        command.serve(model, host, port, api_key or [], settings or [], loading)
 
 
 @app.command()

@@ -22,10 +22,11 @@ from twofold.engine.embed import embed, relevance
 from twofold.engine.engine import Engine, EngineOptions, ThinkTokens
 from twofold.engine.generation import config_warnings, sampling_defaults
 from twofold.engine.grammar import Grammars
-from twofold.model.gguf_read import load_gguf
+from twofold.model.config import ModelConfig
+from twofold.model.gguf_read import open_gguf
 from twofold.model.hf_config import read_generation_config
-from twofold.model.qwen3 import Qwen3
-from twofold.model.weights import load_weights, resolve_dtype
+from twofold.model.quantised import load_quantised
+from twofold.model.weights import TensorSource, build, open_folder, resolve_dtype
 from twofold.text.chat import Renderer
 from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse
@@ -87,6 +88,7 @@ class LLM:
         exact: compute attention in fp64 and keep at least 16 rows, so that sampled log-probabilities equal a
             trainer's to the bit on a CPU (``docs/numerics.md``).
         options: of the engine: size of the cache and of steps, and what is recorded.
+        quantize: "int8" or "float16" packs the weights for a CPU's kernels as they are read: faster, and no training.
 
     Raises:
         InputError: no such checkpoint, or one that is damaged, incomplete or of an unknown kind.
@@ -101,12 +103,20 @@ class LLM:
         max_rows: int = 512,
         exact: bool = False,
         options: EngineOptions | None = None,
+        quantize: str | None = None,
     ) -> None:
         self.path = Path(model)
         kind, reason = resolve_dtype(dtype, device)
         logger.info("%s: computing in %s (%s)", self.path, kind, reason)
-        load = _load_gguf if self.path.suffix == ".gguf" else _load_folder
-        self.model, self.tokenizer, self._renderer, self._generation = load(self.path, kind, device, policy)
+        load = _read_gguf if self.path.suffix == ".gguf" else _read_folder
+        self.tokenizer, self._renderer, self._generation = load(self.path, policy)
+        config: ModelConfig
+        source: TensorSource
+        config, source = open_gguf(self.path) if self.path.suffix == ".gguf" else open_folder(self.path)
+        if quantize is None:
+            self.model = build(config, source, kind, device)
+        else:
+            self.model = load_quantised(config, source, quantize, kind, device)
         if exact:
             self.model.set_attention_dtype(torch.float64)
         if self.model.config.context is not None:
@@ -390,25 +400,23 @@ def _cut(completion: Completion, index: int, sample: int, length: int | None) ->
 # What ends a reply in a GGUF file: the end of text, of a turn, of a message before a tool runs. Files made from base
 # models name only the first, so the tokenizer's own end tokens count as well, as in llama.cpp.
 _GGUF_ENDS = ("eos", "eot", "eom")
-_Loaded = tuple[Qwen3, Tokenizer, Renderer | InputError, dict[str, Any]]
+_Read = tuple[Tokenizer, Renderer | InputError, dict[str, Any]]
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, device: str | torch.device, policy: ChatPolicy | None) -> _Loaded:
-    model = load_weights(folder, dtype, device)
+def _read_folder(folder: Path, policy: ChatPolicy | None) -> _Read:
     tokenizer = Tokenizer.from_folder(folder)
     renderer = _or_error(lambda: Renderer.from_pretrained(folder, policy))
-    return model, tokenizer, renderer, read_generation_config(folder)
+    return tokenizer, renderer, read_generation_config(folder)
 
 
-def _load_gguf(path: Path, dtype: torch.dtype, device: str | torch.device, policy: ChatPolicy | None) -> _Loaded:
+def _read_gguf(path: Path, policy: ChatPolicy | None) -> _Read:
     metadata = read_metadata(path)
     tokenizer = tokenizer_from_gguf(metadata, str(path))
-    model = load_gguf(path, dtype, device)
     template = metadata.get("tokenizer.chat_template")
     renderer = _or_error(lambda: Renderer.from_parts(tokenizer, template, policy))
     named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _GGUF_ENDS]
     ends = [*named, *(tokenizer.control_id(token) for token in ("<|im_end|>", "<|endoftext|>"))]
-    return model, tokenizer, renderer, {"eos_token_id": list(dict.fromkeys(end for end in ends if end is not None))}
+    return tokenizer, renderer, {"eos_token_id": list(dict.fromkeys(end for end in ends if end is not None))}
 
 
 def _or_error(make: Callable[[], Renderer]) -> Renderer | InputError:

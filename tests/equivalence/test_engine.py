@@ -14,12 +14,14 @@ import torch
 
 from twofold.base.records import Completion, Request, SamplingParams
 from twofold.engine.engine import Engine, EngineOptions
+from twofold.engine.sampling import ThinkTokens
 from twofold.model import lora
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.config import Context, ModelConfig
 from twofold.model.qwen3 import Qwen3
 
 EOS = 0
+THINK = ThinkTokens(1, 2, (5, 6, 2, 7))
 BASE: dict[str, Any] = dict(
     vocab_size=48, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=256,
@@ -264,17 +266,21 @@ def test_guessing_makes_the_same_tokens_with_fewer_steps(kind: str) -> None:
     loop = (5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6, 7)
     requests = [
         *(greedy(loop * k, 40) for k in (1, 2)),
-        *(drawn(prompt, seed=i, max_tokens=40, top_k=3) for i, prompt in enumerate(prompts(4))),
+        *(drawn(prompt, seed=i, max_tokens=40, top_k=3) for i, prompt in enumerate(prompts(3))),
+        Request(
+            (*loop, 1), SamplingParams(0.8, max_tokens=40, thinking_budget=6, repetition_penalty=1.1), in_think=True
+        ),
     ]
-    plain = run(small_engine(model), requests)
+    plain = run(small_engine(model, think=THINK), requests)
     guessing = [Request(r.prompt_ids, SamplingParams(**fields(r.params) | {"speculate": 4})) for r in requests]
-    engine = small_engine(model)
+    engine = small_engine(model, think=THINK)
     guessed = run(engine, guessing)
     for place, completion in plain.items():
-        assert guessed[place].token_ids == completion.token_ids
+        assert guessed[place].token_ids == completion.token_ids and guessed[place].forced == completion.forced
         torch.testing.assert_close(
             torch.tensor(guessed[place].logprobs), torch.tensor(completion.logprobs), atol=1e-5, rtol=0
         )
+    assert any(plain[5, 0].forced)
     stats = engine.counters
     assert 0 < stats.accepted <= stats.drafted
     assert stats.generated_tokens == sum(len(completion.token_ids) for completion in plain.values())

@@ -120,8 +120,9 @@ class World:
             aborted = scheduler.abort(victim)
             assert aborted and not any(sample.blocks for sample in aborted)
         elif name == "sleep":
-            scheduler.preempt_all()
-            assert scheduler.blocks.used == 0
+            old = scheduler.blocks
+            scheduler.restart(BlockManager(old.total, old.block_size, old.whole))
+            assert not scheduler.running
         elif name == "weights" and not scheduler.running and not scheduler.waiting:
             self.version += 1
             scheduler.blocks.flush()

@@ -267,3 +267,18 @@ def test_a_json_answer(llm: LLM) -> None:
     schema |= {"additionalProperties": False, "x-guidance": {"whitespace_pattern": ""}}
     out = llm.chat(ASK, thinking=False, max_tokens=30, grammar=Grammar("json_schema", json.dumps(schema)))
     assert json.loads(out.content).keys() == {"a"} and out.finish_reason == "stop"
+
+
+def test_packed_weights_say_nearly_the_same(llm: LLM, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    exact = LLM(folder)
+    ids = list(range(20, 60))
+    save_gguf(exact.model, exact.tokenizer, tmp_path / "small.gguf", "f32", llm.renderer.chat_template, "small")
+    for path in (folder, tmp_path / "small.gguf"):
+        packed = LLM(path, quantize="int8")
+        pair = torch.stack([packed.score([ids])[0], exact.score([ids])[0]])
+        assert torch.corrcoef(pair)[0, 1] > 0.9 and not torch.equal(*pair)
+        assert packed.model.packed_head is not None
+        assert packed.generate([ids], GREEDY)[0].token_ids
+    with pytest.raises(InputError, match="int8"):
+        LLM(folder, quantize="int3")

@@ -141,8 +141,7 @@ class Engine:
     def sleep(self) -> None:
         """Give the cache's memory back; samples on their way are computed again after ``wake``."""
         self.asleep = True
-        self._scheduler.preempt_all()
-        self._scheduler.use(BlockManager(0, self.options.block_size or BLOCK))
+        self._scheduler.restart(BlockManager(0, self.options.block_size or BLOCK))
         self._runner = None
 
     def wake(self) -> None:
@@ -333,27 +332,38 @@ class Engine:
         if self._runner is None or not self._runner.fits(shape):
             self._runner = None  # free the old cache first
             self._runner = Runner(self.model, shape, self.min_rows)
-            self._scheduler.use(BlockManager(shape.blocks, shape.block_size, shape.whole))
+            self._scheduler.restart(BlockManager(shape.blocks, shape.block_size, shape.whole))
 
     def _new_sampler(self) -> Sampler:
         return Sampler(
             0, self.think, self.eos_ids, self.vocab_limit, self.device, self.grammars, self.options.entropies
         )
 
-    @torch.no_grad()
     def _advance(self) -> None:
-        """One forward pass and what follows from it."""
+        """One forward pass and what follows from it. Whatever interrupts it, nothing is lost or held twice after it."""
         if self._runner is None or self.asleep:
             self._restore_cache()
         assert self._runner is not None
+        try:
+            self._run_step(self._runner)
+        except BaseException:  # Ctrl-C as well: blocks may have been taken that no sample knows of
+            shape = self._runner.shape
+            self._scheduler.restart(BlockManager(shape.blocks, shape.block_size, shape.whole))
+            for sample in self._scheduler.waiting:
+                if sample.slot >= 0:
+                    sample.tokens = self._sampler.tokens(sample.slot)
+            raise
+
+    @torch.no_grad()
+    def _run_step(self, runner: Runner) -> None:
         batch = self._scheduler.schedule()
         if not batch.rows and not batch.chunks:
             raise RuntimeError("samples wait but none fits the cache; abort them")
-        hidden_TD, inputs = self._runner.run(batch)
+        hidden_TD, inputs = runner.run(batch)
         drawing, wanted = self._collect(inputs)
         if not wanted:
             return
-        logits_RV = self._runner.logits(self._pick(hidden_TD, wanted))
+        logits_RV = runner.logits(self._pick(hidden_TD, wanted))
         ended: list[Sample] = []
         place = 0
         while drawing.samples:
@@ -457,7 +467,9 @@ class Engine:
             )
 
     def _emit(self, event: Event) -> None:
-        opened = self._open[event.request_id]
+        opened = self._open.get(event.request_id)
+        if opened is None:  # an interruption came between a sample's last event and its end
+            return
         opened.sink.append(event)
         if event.completion is not None:
             opened.left -= 1

@@ -57,10 +57,13 @@ class Scheduler:
         self.stats = EngineStats()
         self._holes = False
 
-    def use(self, blocks: BlockManager) -> None:
-        """Go on with another cache; nothing may run."""
-        assert not self.running, "what runs has its keys in the old cache"
-        self.blocks, self._holes = blocks, False
+    def restart(self, blocks: BlockManager) -> None:
+        """Go on with another cache, empty: everything that runs waits again, to be computed anew."""
+        for sample in reversed(self.running):
+            sample.blocks = []
+            self._give_up(sample)
+            self.waiting.appendleft(sample)
+        self.running, self.blocks, self._holes = [], blocks, False
 
     def check_size(self, tokens: int) -> None:
         """Refuse a sample of so many positions if it could not run even alone.
@@ -256,11 +259,6 @@ class Scheduler:
         self.waiting = deque(sample for sample in self.waiting if sample.request_id != request_id)
         self.end(ended)
         return ended
-
-    def preempt_all(self) -> None:
-        """Everything that runs waits again, to be computed anew."""
-        while self.running:
-            self._preempt(self.running.pop())
 
     def _preempt(self, sample: Sample) -> None:
         assert not sample.followers, "followers run after their leader, so they are preempted before it"

@@ -1,5 +1,7 @@
 """The engine against the plain forward pass: cached = uncached, batch mates do not matter, budgets hold."""
 
+import importlib
+import itertools
 import math
 
 import pytest
@@ -287,23 +289,45 @@ def test_a_stream_that_is_left_frees_its_place(model):
         next(runner.stream(Request((3,), SamplingParams(n=2))))
 
 
-def test_a_failure_in_the_model_leaves_nothing_behind(model, monkeypatch):
-    runner, request = engine(model), Request((3, 4, 5), SamplingParams(max_tokens=6, n=3, ignore_eos=True))
-    expected = runner.generate([request])
-    calls = iter(range(100))
+PLACES = ["runner.Runner.run", "scheduler.Scheduler.schedule", "sampling.Sampler.sample", "engine.Engine._report"]
 
-    def broken(*args):
-        if next(calls) == 2:
-            raise RuntimeError("out of memory")
-        return type(model).forward(model, *args)
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", PLACES)
+def test_an_interruption_anywhere_leaves_nothing_behind(model, monkeypatch, name, before):
+    """Ctrl-C in the third step, before or after what it interrupts; another stream goes on as if nothing had been."""
+    request = Request((3, 4, 5), SamplingParams(temperature=1, max_tokens=6, n=3, ignore_eos=True))
+    other = Request((9, 8, 7, 6), SamplingParams(temperature=1, max_tokens=20, seed=5, ignore_eos=True))
+    runner = engine(model)
+    expected, undisturbed = runner.generate([request]), list(runner.stream(other))
+    beside = runner.stream(other)
+    begun = [next(beside) for _ in range(2)]
+    module, part, method = name.split(".")
+    owner = getattr(importlib.import_module(f"twofold.engine.{module}"), part)
+    real, calls = getattr(owner, method), itertools.count()
+
+    def interrupted(*args):
+        third = next(calls) == 2
+        if third and before:
+            raise KeyboardInterrupt
+        result = real(*args)
+        if third:
+            raise KeyboardInterrupt
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "forward", broken)
-        with pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(owner, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
             runner.generate([request])
     runner.check_integrity()
-    assert not runner.has_work
+    assert runner.counters.running + runner.counters.waiting == 1
     assert [c.token_ids for c in runner.generate([request])] == [c.token_ids for c in expected]
+    rest = list(beside)
+    if name != "engine.Engine._report":  # there the other stream's events of that step may be lost, its tokens are not
+        assert len(begun + rest) >= 19
+    assert (begun + rest)[:2] == undisturbed[:2] and (begun + rest)[-8:] == undisturbed[-8:]
+    runner.check_integrity()
+    assert not runner.has_work and runner.counters.blocks_used == 0
 
 
 def test_what_can_never_fit_is_refused_before_anything_runs(model):
