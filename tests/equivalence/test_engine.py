@@ -7,6 +7,7 @@ prompt lookup: for dense and MoE models, Qwen2.5's bias, sliding windows, YaRN a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,10 +73,6 @@ def greedy(prompt: Sequence[int], max_tokens: int = 14, **params: Any) -> Reques
 
 def drawn(prompt: Sequence[int], seed: int, max_tokens: int = 14, **params: Any) -> Request:
     return Request(tuple(prompt), SamplingParams(temperature=1, max_tokens=max_tokens, seed=seed, **params))
-
-
-def fields(params: SamplingParams) -> dict[str, Any]:
-    return {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
 
 
 def run(engine: Engine, requests: Sequence[Request], abort: Sequence[int] = ()) -> dict[tuple[int, int], Completion]:
@@ -272,7 +269,7 @@ def test_guessing_makes_the_same_tokens_with_fewer_steps(kind: str) -> None:
         ),
     ]
     plain = run(small_engine(model, think=THINK), requests)
-    guessing = [Request(r.prompt_ids, SamplingParams(**fields(r.params) | {"speculate": 4})) for r in requests]
+    guessing = [replace(r, params=replace(r.params, speculate=4)) for r in requests]
     engine = small_engine(model, think=THINK)
     guessed = run(engine, guessing)
     for place, completion in plain.items():

@@ -326,7 +326,8 @@ class Engine:
         if self.options.kv_bytes is not None:
             return self.options.kv_bytes
         itemsize = self.model.attention_dtype.itemsize
-        return cache_bytes(self.model.config, itemsize, self.max_rows, self.device)
+        held = 0 if self._runner is None else self._runner.cache.bytes
+        return cache_bytes(self.model.config, itemsize, self.max_rows, self.device, held)
 
     def _use(self, shape: Shape) -> None:
         if self._runner is None or not self._runner.fits(shape):

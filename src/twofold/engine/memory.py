@@ -57,10 +57,13 @@ def _meminfo() -> int | None:
         return None
 
 
-def cache_bytes(config: ModelConfig, itemsize: int, rows: int, device: torch.device) -> int:
-    """The cache's share of free memory, or what ``rows`` sequences of the model's longest context take if less."""
+def cache_bytes(config: ModelConfig, itemsize: int, rows: int, device: torch.device, held: int = 0) -> int:
+    """The cache's share of free memory, or what ``rows`` sequences of the model's longest context take if less.
+
+    ``held``: bytes of the cache that a new one would replace.
+    """
     share = _GPU_SHARE if device.type == "cuda" else _CPU_SHARE
-    return min(int(free_bytes(device) * share), rows * config.longest * config.kv_bytes_per_token(itemsize))
+    return min(int((free_bytes(device) + held) * share), rows * config.longest * config.kv_bytes_per_token(itemsize))
 
 
 def paged_shape(total_bytes: int, token_bytes: int, block_size: int) -> Shape:

@@ -52,6 +52,11 @@ class PagedKV:
             return torch.zeros(blocks, heads, block_size, head, dtype=self.dtype, device=self.device).transpose(0, 1)
         return torch.zeros(heads, blocks, block_size, head, dtype=self.dtype, device=self.device)
 
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(pool.numel() * pool.element_size() for pools in self.layers for pool in pools)
+
     def grow(self, blocks: int) -> None:
         """Have at least this many blocks; what is in those that are there is kept."""
         if blocks <= self.blocks:

@@ -30,6 +30,8 @@ from twofold.ops.reference import swiglu
 logger = logging.getLogger("twofold")
 
 _LINEAR = {"self_attn": ("qkv_proj", "o_proj"), "mlp": ("gate_up_proj", "down_proj")}
+_OUTLIERS = ("qkv_proj", "down_proj")  # a few large inputs would take the steps of all others, so in groups
+_GROUP = 1280
 KINDS: tuple[quant.Kind, ...] = ("int8", "float16")
 
 
@@ -68,10 +70,10 @@ class QuantWeight(nn.Module):
 class PackedWeight(nn.Module):
     """One weight [O, I] or a stack of them [E, O, I], packed for the processor; no gradient."""
 
-    def __init__(self, weight: torch.Tensor, kind: quant.Kind) -> None:
+    def __init__(self, weight: torch.Tensor, kind: quant.Kind, groups: int = 1) -> None:
         super().__init__()
         self.stacked = weight.dim() > 2
-        self.packed = [quant.pack(w_OI, kind) for w_OI in (weight if self.stacked else [weight])]
+        self.packed = [quant.pack(w_OI, kind, groups) for w_OI in (weight if self.stacked else [weight])]
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -92,15 +94,15 @@ class PackedWeight(nn.Module):
         return nn.Parameter(torch.stack(matrices) if self.stacked else matrices[0])
 
 
-Shrink = Callable[[torch.Tensor], QuantWeight | PackedWeight]
+Shrink = Callable[[torch.Tensor, bool], QuantWeight | PackedWeight]  # the flag: inputs that have outliers
 
 
 class QuantLinear(nn.Module):
     """``nn.Linear`` with its weight in few bits; the bias, if any, stays as it is."""
 
-    def __init__(self, linear: nn.Linear, shrink: Shrink) -> None:
+    def __init__(self, linear: nn.Linear, shrink: Shrink, outliers: bool = False) -> None:
         super().__init__()
-        self.weight = shrink(linear.weight.detach())
+        self.weight = shrink(linear.weight.detach(), outliers)
         self.bias = linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
@@ -114,8 +116,8 @@ class QuantExperts(nn.Module):
 
     def __init__(self, experts: Experts, shrink: Shrink) -> None:
         super().__init__()
-        self.gate_up_proj = shrink(experts.gate_up_proj.detach())
-        self.down_proj = shrink(experts.down_proj.detach())
+        self.gate_up_proj = shrink(experts.gate_up_proj.detach(), False)
+        self.down_proj = shrink(experts.down_proj.detach(), True)
 
     def forward(self, x_TD: torch.Tensor, weights_Tk: torch.Tensor, ids_Tk: torch.Tensor) -> torch.Tensor:
         def run(expert: int, x: torch.Tensor) -> torch.Tensor:
@@ -180,7 +182,7 @@ def quantise_base(model: Qwen3, bits: int, group: int = 64) -> list[str]:
             raise InputError(f"{name} has {odd[0]} inputs, which groups of {group} do not divide; use 8 bits")
     per_row = None if bits == 8 else group
     for _, parent, attribute in swapped:
-        setattr(parent, attribute, _small(getattr(parent, attribute), lambda w: QuantWeight(w, bits, per_row)))
+        _swap(parent, attribute, lambda weight, _: QuantWeight(weight, bits, per_row))
     return [name for name, _, _ in swapped]
 
 
@@ -192,8 +194,12 @@ def _plain_sites(model: Qwen3) -> list[tuple[str, nn.Module, str]]:
     return found
 
 
-def _small(module: nn.Linear | Experts, shrink: Shrink) -> QuantLinear | QuantExperts:
-    return QuantExperts(module, shrink) if isinstance(module, Experts) else QuantLinear(module, shrink)
+def _swap(parent: nn.Module, attribute: str, shrink: Shrink) -> None:
+    module = getattr(parent, attribute)
+    if isinstance(module, Experts):
+        setattr(parent, attribute, QuantExperts(module, shrink))
+    else:
+        setattr(parent, attribute, QuantLinear(module, shrink, attribute in _OUTLIERS))
 
 
 def _shrink(kind: str, device: torch.device | str) -> Shrink:
@@ -204,12 +210,17 @@ def _shrink(kind: str, device: torch.device | str) -> Shrink:
     """
     if kind not in KINDS:
         raise InputError(f"cannot quantise to {kind!r}; use one of {', '.join(KINDS)}")
-    if quant.can_pack(torch.empty(0, device=device)):
-        return lambda weight: PackedWeight(weight, kind)
+    if quant.can_pack(device):
+        return lambda weight, outliers: PackedWeight(weight, kind, _groups(weight.shape[-1]) if outliers else 1)
     if kind != "int8":
         raise InputError(f'{kind} weights are for x86 processors; load with dtype="{kind}" on {device}, or int8')
     logger.info("int8: weights are dequantised for each product; fast int8 products need an x86 processor")
-    return lambda weight: QuantWeight(weight, 8, None)
+    return lambda weight, _: QuantWeight(weight, 8, None)
+
+
+def _groups(inputs: int) -> int:
+    """Into how many groups a weight's inputs are split: at least two, each of at most ``_GROUP`` inputs."""
+    return next(count for count in range(2, inputs + 1) if inputs % count == 0 and inputs // count <= _GROUP)
 
 
 @torch.no_grad()
@@ -228,7 +239,7 @@ def quantise_model(model: Qwen3, kind: str = "int8", head: bool = True) -> None:
     if head:
         _pack_head(model, shrink)
     for _, parent, attribute in swapped:
-        setattr(parent, attribute, _small(getattr(parent, attribute), shrink))
+        _swap(parent, attribute, shrink)
     model.requires_grad_(False)
 
 
@@ -289,6 +300,6 @@ def load_quantised(
         _pack_head(model, shrink)
     for path, parent, attribute in sites(model):
         read(getattr(parent, attribute), f"{path}.")
-        setattr(parent, attribute, _small(getattr(parent, attribute), shrink))
+        _swap(parent, attribute, shrink)
     read(model, "")
     return model

@@ -5,15 +5,16 @@ consecutive inputs, two values a byte. Symmetric, no zero points; in 4 bits a gr
 -8, the longer end. The gradient flows to the inputs, never to the weights, and no dequantised weight outlives its
 product.
 
-For inference on x86: packed once for FBGEMM's kernels, int8 with activations in 8 bits, one range a token, or float16
-with products in fp32. No gradient. Not here: calibration.
+For inference on x86: packed once for FBGEMM's kernels, float16 with products in fp32, or int8 with activations rounded
+to 8 bits, each row by its own range. No gradient. Not here: calibration.
 
-Shape legend: O outputs, I inputs, P stored bytes along the inputs (I, or I / 2 in 4 bits), G groups a row, T rows of
-activations.
+Shape legend: O outputs, I inputs, P stored bytes along the inputs (I, or I / 2 in 4 bits), G groups of inputs, T rows
+of activations.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,8 +26,10 @@ Kind = Literal["int8", "float16"]
 
 _LARGEST = {8: 127, 4: 8}
 _PAIR = 128  # most that two neighbours of one sign may add up to: 255 * 128 fits the 16 bits of their sum in AVX2
-_ROWS = 128  # rows of activations multiplied at once: outputs stay in the processor's cache
+_ENDS = (127, 108, 92, 64)  # what a row's largest weight may become; at 64 no pair is too large
 _STEPS = 255  # of a row of activations, from its lowest value to its highest
+_ROWS = 128  # rows of activations multiplied at once: outputs stay in the processor's cache
+_BLOCK = 1 << 17  # weights rounded at once
 
 
 def quantise(w_OI: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,80 +84,109 @@ def quant_linear(x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor) -> 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A weight in the layout of FBGEMM's kernels. sums_O: of each row, fp32; they stand for a constant input."""
+    """A weight in the layout of FBGEMM's kernels: for each group of inputs torch's opaque object.
+
+    sums_GO: int8 only, of each row of each group, fp32; they stand for an input that is constant.
+    """
 
     kind: Kind
-    weight: Any
-    sums_O: torch.Tensor
+    parts: tuple[Any, ...]
+    sums_GO: torch.Tensor
 
 
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether this processor has the kernels, and the weight lies in its memory."""
-    return weight.device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
+def can_pack(device: torch.device | str) -> bool:
+    """Whether there are kernels for weights on ``device``: on x86 processors."""
+    return torch.device(device).type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def pack(w_OI: torch.Tensor, kind: Kind) -> Packed:
-    """Pack a weight for ``packed_linear``. Peak memory: the packed weight, and a copy of it as it is made."""
+@torch.no_grad()
+def pack(w_OI: torch.Tensor, kind: Kind, groups: int = 1) -> Packed:
+    """Pack a weight for ``packed_linear``. Memory peaks at the packed weight and one copy of it.
+
+    groups: int8 only, of inputs, each with scales of its own; their number divides I.
+    """
     if kind == "float16":
-        packed = torch.ops.quantized.linear_prepack_fp16(w_OI.detach().float(), None)
-        return Packed(kind, packed, torch.empty(0))
-    values_OI, scale_O1 = quantise(w_OI.detach(), 8, w_OI.shape[-1])
-    fit_pairs(values_OI)
-    scale_O = scale_O1.flatten().float()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch will move this function, in a version not allowed yet
-        quantised = torch._make_per_channel_quantized_tensor(
-            values_OI, scale_O.double(), torch.zeros_like(scale_O, dtype=torch.int64), 0
-        )
-    sums_O = values_OI.sum(-1, dtype=torch.int64).float() * scale_O
-    return Packed(kind, torch.ops.quantized.linear_prepack(quantised, None), sums_O)
+        return Packed(kind, (torch.ops.quantized.linear_prepack_fp16(w_OI.detach().float(), None),), torch.empty(0))
+    parts, sums = [], []
+    for w in w_OI.detach().chunk(groups, dim=-1):
+        values_OI, scale_O = round_int8(w)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # deprecated in torch 2.13 without another way to pack
+            zero_O = torch.zeros_like(scale_O, dtype=torch.int64)
+            quantised = torch._make_per_channel_quantized_tensor(values_OI, scale_O.double(), zero_O, 0)
+        parts.append(torch.ops.quantized.linear_prepack(quantised, None))
+        sums.append(values_OI.sum(-1, dtype=torch.int32) * scale_O)
+    return Packed(kind, tuple(parts), torch.stack(sums))
 
 
 def unpack(packed: Packed) -> torch.Tensor:
     """The weight [O, I] that ``packed_linear`` multiplies with, fp32."""
     if packed.kind == "float16":
-        return torch.ops.quantized.linear_unpack_fp16(packed.weight)[0].float()
-    return torch.ops.quantized.linear_unpack(packed.weight)[0].dequantize()
+        return torch.ops.quantized.linear_unpack_fp16(packed.parts[0])[0].float()
+    return torch.cat([torch.ops.quantized.linear_unpack(part)[0].dequantize() for part in packed.parts], dim=-1)
 
 
-def fit_pairs(values_OI: torch.Tensor) -> None:
-    """Lower int8 neighbours (inputs 2j and 2j + 1) of one sign, in place, until together they are at most 128.
+def round_int8(w_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 values [O, I] and fp32 scales [O] such that no product with activations overflows.
 
-    Processors without VNNI add the products of two neighbours in 16 bits, saturated: with activations up to 255 larger
-    pairs would come out wrong, on this machine and not on the next. About one pair in a hundred is lowered.
+    Processors without VNNI add the products of two neighbours (inputs 2j and 2j + 1) in 16 bits and cut off what is
+    beyond: with activations up to 255, pairs of one sign that add up to more than 128 would come out wrong on one
+    machine and right on the next. Such pairs are lowered here. A row takes the scale that costs the smallest error.
     """
+    values_OI = torch.empty(w_OI.shape, dtype=torch.int8)
+    scale_O = torch.empty(len(w_OI))
+    step = max(1, _BLOCK // w_OI.shape[-1])
+    for w, values, scale in zip(w_OI.split(step), values_OI.split(step), scale_O.split(step), strict=True):
+        w = w.float()
+        extreme = w.abs().amax(-1).clamp_(min=torch.finfo(torch.float32).tiny)
+        least = torch.full_like(extreme, torch.inf)
+        for end in _ENDS:
+            rounded = _fit_pairs((w / (extreme / end)[:, None]).round_())
+            error = torch.linalg.vector_norm(rounded * (extreme / end)[:, None] - w, dim=-1)
+            better = error < least
+            values[better], scale[better] = rounded[better].to(torch.int8), extreme[better] / end
+            least = torch.minimum(least, error)
+    return values_OI, scale_O
+
+
+def _fit_pairs(values_OI: torch.Tensor) -> torch.Tensor:
+    """Neighbours of one sign lowered, each by half of what is too much, until together they are at most 128."""
     even = values_OI.shape[-1] // 2 * 2
-    pairs = values_OI[..., :even].unflatten(-1, (-1, 2)).short()
-    first, second = pairs.unbind(-1)
-    excess = ((first + second).abs() - _PAIR).clamp_(min=0)
-    sign = (first + second).sign()
-    for half, part in enumerate((first, second)):
-        values_OI[..., half:even:2] = part - sign * (excess + 1 - half).div(2, rounding_mode="floor")
+    first, second = values_OI[:, 0:even:2], values_OI[:, 1:even:2]
+    together = first + second
+    excess = together - together.clamp(-_PAIR, _PAIR)
+    half = (excess / 2).trunc_()
+    first -= excess - half
+    second -= half
+    return values_OI
 
 
 def packed_linear(x: torch.Tensor, packed: Packed) -> torch.Tensor:
     """x [..., I] times the transposed weight, [..., O] in the dtype of ``x``; no gradient.
 
-    int8: each row of x is rounded to 256 steps between its lowest and highest value, whatever other rows hold, and
-    multiplied in whole numbers. A single row takes torch's own rounding, whose range has 0 on a step.
+    int8: every group of a row of x is rounded to 256 steps between its lowest and highest value, whatever other rows
+    hold, and multiplied in whole numbers. A single row takes torch's own rounding, whose range has 0 on a step.
     """
     x_TI = x.float().reshape(-1, x.shape[-1])
     if packed.kind == "float16":
-        y_TO = torch.ops.quantized.linear_dynamic_fp16(x_TI, packed.weight)
+        y_TO = torch.ops.quantized.linear_dynamic_fp16(x_TI, packed.parts[0])
     elif len(x_TI) == 1:
-        y_TO = torch.ops.quantized.linear_dynamic(x_TI, packed.weight)
+        pairs = zip(x_TI.chunk(len(packed.parts), dim=-1), packed.parts, strict=True)
+        y_TO = functools.reduce(torch.Tensor.add_, (torch.ops.quantized.linear_dynamic(*pair) for pair in pairs))
     else:
-        y_TO = _by_rows(x_TI, packed)
+        y_TO = x_TI.new_empty(len(x_TI), packed.sums_GO.shape[-1])
+        for rows_TI, out_TO in zip(x_TI.split(_ROWS), y_TO.split(_ROWS), strict=True):
+            _int8_rows(rows_TI, packed, out_TO)
     return y_TO.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def _by_rows(x_TI: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """x = low + span * unit, row by row, with unit in [0, 1]; so W x = low * (sums of W) + span * W unit."""
-    y_TO = x_TI.new_empty(len(x_TI), len(packed.sums_O))
-    low_T1, high_T1 = x_TI.aminmax(dim=-1, keepdim=True)
-    span_T1 = (high_T1 - low_T1).clamp_(min=torch.finfo(torch.float32).tiny)
-    for x, low, span, y in zip(*(t.split(_ROWS) for t in (x_TI, low_T1, span_T1, y_TO)), strict=True):
-        unit = (x - low).div_(span)
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(unit, 1 / _STEPS, 0, packed.weight)
-        torch.mul(product, span, out=y).addcmul_(low, packed.sums_O)
-    return y_TO
+def _int8_rows(x_TI: torch.Tensor, packed: Packed, out_TO: torch.Tensor) -> None:
+    """x = low + span * unit in every group, unit in [0, 1]; so W x = low * (sums of W) + span * W unit."""
+    x_GTi = x_TI.unflatten(-1, (len(packed.parts), -1)).transpose(0, 1).contiguous()
+    low_GT1, high_GT1 = x_GTi.aminmax(dim=-1, keepdim=True)
+    span_GT1 = (high_GT1 - low_GT1).clamp_(min=torch.finfo(torch.float32).tiny)
+    unit_GTi = (x_GTi - low_GT1).div_(span_GT1)
+    torch.mm(low_GT1.squeeze(-1).t(), packed.sums_GO, out=out_TO)
+    for unit, span, part in zip(unit_GTi, span_GT1, packed.parts, strict=True):
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(unit, 1 / _STEPS, 0, part)
+        out_TO.addcmul_(product, span)

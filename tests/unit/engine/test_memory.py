@@ -46,6 +46,7 @@ def test_a_small_model_takes_no_more_than_it_can_use(monkeypatch: pytest.MonkeyP
     assert memory.cache_bytes(config, 4, 8, CPU) == 8 * 100 * 2 * 2 * 2 * 6 * 4
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     assert memory.cache_bytes(config, 4, 8, CPU) == 500
+    assert memory.cache_bytes(config, 4, 8, CPU, held=600) == 800, "what a new cache replaces is as good as free"
     assert memory.cache_bytes(config, 4, 8, torch.device("cuda")) == 800
     assert paged_shape(1000, 10, 32) == Shape(3, 32, whole=False)
 

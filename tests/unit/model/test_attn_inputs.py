@@ -60,7 +60,7 @@ def test_blocks_are_copied_up_to_a_length_and_survive_growth(
     cache.copy([1, 2], [0, 3], 4)
     cache.grow(9)
     cache.grow(5)  # nothing to do
-    assert cache.blocks == 9
+    assert cache.blocks == 9 and cache.bytes == 2 * 2 * 9 * 6 * 2 * 6 * 4
     for k, v in cache.layers:
         assert k.shape[1] == 9 and k[0, :4, 0, 0].tolist() == [1, 1, 2, 2] and k[0, :4, 5, 0].tolist() == [0, 1, 2, 3]
         assert v[0, 3, 3, 0] == 12 and not v[:, 4:].any()
