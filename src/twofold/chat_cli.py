@@ -7,24 +7,24 @@ anything that decides what a reply says, how lines are read and shown (``chat_vi
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from twofold.base.files import read_json
+from twofold.base.config import parse_value
 from twofold.base.records import InputError, Message, SamplingParams
 from twofold.chat_view import Input, ReplyView, printable
 from twofold.engine.engine import EngineOptions
 from twofold.episodes.play import MAX_TURNS
-from twofold.llm import LLM, TokenStream
-from twofold.recipes.post import find_model
+from twofold.llm import LLM
+from twofold.model.hf_config import read_about
+from twofold.recipes.models import find_model
 from twofold.tasks.tools import Calc, ToolTask
 from twofold.text.parse import Parsed, ParseOptions, StreamParser
 
@@ -189,7 +189,7 @@ class Chat:
         parser = StreamParser(self.policy.tokenizer, prompt_ids, ParseOptions(stop=request.params.stop))
         token_ids: list[int] = []
         thinking, any_forced, started = 0, False, time.perf_counter()
-        with closing(cast(TokenStream, self.policy.engine.stream(request))) as tokens:
+        with closing(self.policy.engine.stream(request)) as tokens:
             for token, forced in tokens:
                 inside = parser.in_think
                 for delta in parser.feed(token):
@@ -283,10 +283,7 @@ def sampling_from(assignments: list[str]) -> dict[str, Any]:
         name, separator, text = assignment.partition("=")
         if not separator or name not in FIELDS:
             raise InputError(f"sampling is set as KEY=VALUE, got {assignment!r}; there are {', '.join(FIELDS)}")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
+        value = parse_value(text)
         if name == "stop" and isinstance(value, str):
             value = [value]
         sampling[name] = tuple(value) if isinstance(value, list) else value
@@ -295,15 +292,13 @@ def sampling_from(assignments: list[str]) -> dict[str, Any]:
 
 def note(folder: Path) -> list[str]:
     """What the model can and cannot do, from ``about.json`` of its folder: {"can": [...], "cannot": "..."}."""
-    path = folder / "about.json"
-    if not path.is_file():
-        return [NO_NOTE]
     try:
-        about = read_json(path)
-        can, cannot = [str(line) for line in about["can"]], str(about["cannot"])
-    except (ValueError, KeyError, TypeError):
-        return [NO_NOTE, f"({path} is damaged)"]
-    return ["It can answer, for example:", *(f"  {line}" for line in can), f"It cannot: {cannot}"]
+        about = read_about(folder)
+    except InputError as error:
+        return [NO_NOTE, f"({error})"]
+    if about is None:
+        return [NO_NOTE]
+    return ["It can answer, for example:", *(f"  {line}" for line in about["can"]), f"It cannot: {about['cannot']}"]
 
 
 def is_command(line: str) -> bool:

@@ -8,11 +8,11 @@ run, training.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 
@@ -39,7 +39,6 @@ logger = logging.getLogger("twofold")
 
 Messages = Sequence[Message] | Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
-TokenStream = Generator[tuple[int, bool], None, None]
 
 MAX_TOKENS = 1024  # of a reply, unless caller or checkpoint say otherwise or the context ends earlier
 FIELDS = frozenset(SamplingParams.__dataclass_fields__)
@@ -178,7 +177,7 @@ class LLM:
         ids = self.renderer.prompt_ids(messages, tools, thinking=thinking)
         request = self._one(ids, sampling, thinking)
         parser = StreamParser(self.tokenizer, ids, ParseOptions(stop=request.params.stop, tools=tools))
-        with closing(cast(TokenStream, self.engine.stream(request))) as tokens:
+        with closing(self.engine.stream(request)) as tokens:
             for token, _ in tokens:
                 yield from parser.feed(token)
                 if parser.state == "done" and request.params.stop:

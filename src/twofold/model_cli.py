@@ -27,7 +27,7 @@ from twofold.model.lora import merge
 from twofold.model.peft_io import load_adapter
 from twofold.model.weights import empty_model, match
 from twofold.recipes.folder import TYPES, save_folder
-from twofold.recipes.post import find_model
+from twofold.recipes.models import find_model
 from twofold.text.chat import Renderer
 from twofold.text.view import html_view, terminal_view, view_file
 

@@ -16,7 +16,7 @@ from twofold.base.config import ConfigError
 from twofold.base.records import InputError
 from twofold.engine.engine import EngineOptions
 from twofold.llm import LLM
-from twofold.recipes.post import find_model
+from twofold.recipes.models import find_model
 from twofold.serve.config import ServeConfig
 from twofold.serve.server import Server
 from twofold.serve.service import Service

@@ -112,3 +112,18 @@ def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving() -> Callable[..., AbstractContextManager[Running]]:
     """``running``, for tests."""
     return running
+
+
+@pytest.fixture(scope="module")
+def hybrid(served_folder: Path, serving: Any) -> Iterator[Running]:
+    with serving(served_folder) as server:
+        yield server
+        server.wait_until_idle()
+
+
+@pytest.fixture(scope="module")
+def thinker(served_folder: Path, serving: Any) -> Iterator[Running]:
+    """A model that always thinks: its prompts end inside a think block."""
+    with serving(served_folder, family="thinking") as server:
+        yield server
+        server.wait_until_idle()

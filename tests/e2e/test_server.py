@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import struct
-import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,21 +22,6 @@ CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {**CITY
 OFF = {"enable_thinking": False}
 TIGHT = {**CITY, "x-guidance": {"whitespace_pattern": ""}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "place", "schema": TIGHT}}
-
-
-@pytest.fixture(scope="module")
-def hybrid(served_folder: Path, serving: Any) -> Iterator[Running]:
-    with serving(served_folder) as server:
-        yield server
-        server.wait_until_idle()
-
-
-@pytest.fixture(scope="module")
-def thinker(served_folder: Path, serving: Any) -> Iterator[Running]:
-    """A model that always thinks: its prompts end inside a think block."""
-    with serving(served_folder, family="thinking") as server:
-        yield server
-        server.wait_until_idle()
 
 
 def answer(server: Running, **options: Any) -> Any:
@@ -285,20 +265,17 @@ def test_stop_strings_and_tokens(hybrid: Running) -> None:
 
 
 def test_usage(hybrid: Running) -> None:
-    long = "sum mod 10 " * 20
-    first, second = (hybrid.chat(long, max_tokens=4) for _ in range(2))
+    long, to_the_end = "sum mod 10 " * 20, {"ignore_eos": True}
+    first, second = (hybrid.chat(long, max_tokens=4, extra_body=to_the_end) for _ in range(2))
     assert second.usage.prompt_tokens == first.usage.prompt_tokens > 64
     assert second.usage.prompt_tokens_details.cached_tokens >= 32
     assert second.usage.total_tokens == second.usage.prompt_tokens + 4
     asked = {"include_usage": True}
-    *chunks, last = hybrid.chat(max_tokens=4, stream=True, stream_options=asked)
+    *chunks, last = hybrid.chat(max_tokens=4, stream=True, stream_options=asked, extra_body=to_the_end)
     assert last.choices == [] and last.usage.completion_tokens == 4
     assert all(chunk.usage is None for chunk in chunks)
-    counts = [
-        chunk.usage.completion_tokens
-        for chunk in hybrid.chat(stream=True, stream_options={"continuous_usage_stats": True})
-        if chunk.usage
-    ]
+    running_totals = hybrid.chat(stream=True, stream_options={"continuous_usage_stats": True}, extra_body=to_the_end)
+    counts = [chunk.usage.completion_tokens for chunk in running_totals if chunk.usage]
     assert counts == sorted(counts) and counts[-1] == 24
 
 
@@ -395,162 +372,3 @@ def test_a_prompt_that_does_not_fit(hybrid: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="the model's context 1024") as caught:
         hybrid.chat("E1 B5 " * 400)
     assert caught.value.code == "context_length_exceeded"
-
-
-def test_another_model_and_unknown_routes(hybrid: Running) -> None:
-    with pytest.raises(openai.NotFoundError, match="is not served") as caught:
-        hybrid.client.chat.completions.create(model="other", messages=[{"role": "user", "content": "x"}])
-    assert caught.value.code == "model_not_found" and caught.value.param == "model"
-    for method, path, status in (
-        ("GET", "/v1/nothing", 404),
-        ("POST", "/v1/nothing", 404),
-        ("GET", "/v1/embeddings", 404),
-        ("GET", "/nowhere", 404),
-    ):
-        answer = httpx.request(method, hybrid.base + path)
-        assert answer.status_code == status and set(answer.json()["error"]) == {"message", "type", "param", "code"}
-
-
-def test_completions(hybrid: Running) -> None:
-    create = hybrid.client.completions.create
-    asked = {"model": hybrid.name, "prompt": [[300, 301], [302]], "max_tokens": 6, "seed": 1, "n": 2}
-    asked["extra_body"] = {"ignore_eos": True}
-    whole = create(**asked, logprobs=2)
-    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3] and whole.usage.completion_tokens == 24
-    texts = [""] * 4
-    for chunk in create(**asked, stream=True):
-        for choice in chunk.choices:
-            texts[choice.index] += choice.text
-    assert texts == [choice.text for choice in whole.choices]
-    table = whole.choices[0].logprobs
-    assert len(table.tokens) == len(table.token_logprobs) == len(table.top_logprobs) == len(table.text_offset) == 6
-    echoed = create(model=hybrid.name, prompt="sum E1", max_tokens=0, echo=True, logprobs=1).choices[0]
-    assert echoed.text == "sum E1" and echoed.logprobs.token_logprobs[0] is None
-    [scores] = hybrid.service.llm.score([hybrid.service.llm.tokenizer.encode("sum E1")])
-    assert echoed.logprobs.token_logprobs[1:] == pytest.approx(scores.tolist(), abs=1e-4)
-    both = create(model=hybrid.name, prompt="sum E1", max_tokens=4, echo=True, seed=1).choices[0].text
-    assert both == "sum E1" + create(model=hybrid.name, prompt="sum E1", max_tokens=4, seed=1).choices[0].text
-    best = create(model=hybrid.name, prompt="sum", max_tokens=4, n=1, best_of=5, seed=2, logprobs=0)
-    each = [create(model=hybrid.name, prompt="sum", max_tokens=4, seed=2 + i, logprobs=0).choices[0] for i in range(5)]
-    assert best.choices[0].text == max(each, key=lambda c: sum(c.logprobs.token_logprobs)).text
-    for bad, words in (
-        ({"prompt": "x", "max_tokens": 0}, "only with echo"),
-        ({"prompt": []}, "empty prompt"),
-        ({"prompt": "x", "best_of": 1, "n": 2}, "best_of must be at least n"),
-        ({"prompt": "x", "suffix": "y"}, "suffix is not supported"),
-        ({"prompt": [10**6]}, "token 1000000 is none"),
-        ({"prompt": "x", "extra_body": {"thinking_budget": 3}}, "belongs to chats"),
-    ):
-        with pytest.raises(openai.BadRequestError, match=words):
-            create(model=hybrid.name, **{"max_tokens": 2, **bad})
-
-
-def test_embeddings(hybrid: Running) -> None:
-    create = hybrid.client.embeddings.create
-    reply = create(model=hybrid.name, input=["sum", "mod"], dimensions=8)
-    vectors = [entry.embedding for entry in reply.data]
-    assert [len(vector) for vector in vectors] == [8, 8] and sum(x * x for x in vectors[0]) == pytest.approx(
-        1, abs=1e-5
-    )
-    plain = httpx.post(f"{hybrid.base}/v1/embeddings", json={"input": "sum", "dimensions": 8}).json()
-    assert plain["data"][0]["embedding"] == pytest.approx(vectors[0], abs=1e-6)
-    coded = httpx.post(
-        f"{hybrid.base}/v1/embeddings", json={"input": "sum", "dimensions": 8, "encoding_format": "base64"}
-    )
-    raw = base64.b64decode(coded.json()["data"][0]["embedding"])
-    assert struct.unpack("<8f", raw) == pytest.approx(vectors[0], abs=1e-6)
-    tokens = create(
-        model=hybrid.name, input=[hybrid.service.llm.tokenizer.encode("sum") + [hybrid.service.llm.tokenizer.endoftext]]
-    )
-    assert tokens.data[0].embedding[:2] != []
-    for bad in ({"input": []}, {"input": ""}, {"input": "x", "dimensions": 999}, {"input": [[10**6]]}):
-        with pytest.raises(openai.BadRequestError):
-            create(model=hybrid.name, **bad)
-
-
-def test_tokens_and_back(hybrid: Running) -> None:
-    ask = [{"role": "user", "content": "sum"}]
-    tokens = httpx.post(f"{hybrid.base}/tokenize", json={"messages": ask, "enable_thinking": False}).json()
-    assert tokens["tokens"] == hybrid.service.llm.renderer.prompt_ids(ask, thinking=False)
-    assert tokens["count"] == len(tokens["tokens"]) and tokens["max_model_len"] == 1024
-    text = httpx.post(f"{hybrid.base}/detokenize", json={"tokens": tokens["tokens"]}).json()["prompt"]
-    assert text.endswith("<think>\n\n</think>\n\n")
-    plain = httpx.post(f"{hybrid.base}/tokenize", json={"prompt": "a<think>", "return_token_strs": True}).json()
-    assert plain["token_strs"] == ["a", "<think>"]
-    for body in ({}, {"prompt": "a", "messages": ask}, {"prompt": "a", "tools": [WEATHER]}):
-        assert httpx.post(f"{hybrid.base}/tokenize", json=body).status_code == 400
-    assert httpx.post(f"{hybrid.base}/detokenize", json={"tokens": [10**6]}).status_code == 400
-
-
-def test_events_on_the_wire(hybrid: Running) -> None:
-    body = {"messages": [{"role": "user", "content": "sum"}], "stream": True, "max_tokens": 3}
-    answer = httpx.post(f"{hybrid.base}/v1/chat/completions", json=body, headers={"X-Request-Id": "abc-1"})
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert answer.headers["x-request-id"] == "abc-1"
-    events = answer.text.split("\n\n")
-    assert events.pop() == "" and events.pop() == "data: [DONE]"
-    assert all(event.startswith("data: {") for event in events)
-    assert json.loads(events[0][6:])["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    other = httpx.post(f"{hybrid.base}/v1/chat/completions", json={}, headers={"X-Request-Id": "a b"})
-    assert other.status_code == 400 and len(other.headers["x-request-id"]) == 32
-
-
-def test_a_client_that_goes_away_ends_its_request(hybrid: Running) -> None:
-    aborted = httpx.get(f"{hybrid.base}/metrics").text
-    with hybrid.chat(stream=True, max_tokens=900, extra_body={"ignore_eos": True}) as stream:
-        for _ in zip(range(3), stream, strict=False):
-            pass
-        assert not hybrid.idle()
-    hybrid.wait_until_idle(5)
-    with pytest.raises(openai.APITimeoutError):  # not a stream: the connection closes while the reply is being made
-        hybrid.client.with_options(timeout=0.2).chat.completions.create(
-            model=hybrid.name, messages=[{"role": "user", "content": "x"}], max_tokens=900, n=8,
-            extra_body={"ignore_eos": True},
-        )  # fmt: skip
-    hybrid.wait_until_idle(5)
-
-    def count(text: str) -> float:
-        return float(
-            next(line for line in text.splitlines() if line.startswith("twofold:aborted_requests_total")).split()[-1]
-        )
-
-    assert count(httpx.get(f"{hybrid.base}/metrics").text) == count(aborted) + 2
-
-
-def test_metrics(hybrid: Running) -> None:
-    hybrid.chat(max_tokens=3)
-    text = httpx.get(f"{hybrid.base}/metrics").text
-    for name in (
-        "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
-        "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:time_to_first_token_seconds_bucket",
-        "vllm:inter_token_latency_seconds_bucket", "vllm:e2e_request_latency_seconds_bucket",
-        "vllm:request_decode_time_seconds_bucket",
-        "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:num_preemptions_total",
-        "vllm:request_success_total", "twofold:thinking_tokens_total", "twofold:forced_stops_total",
-        "twofold:loops_total", "twofold:unclosed_thoughts_total", "twofold:parser_recoveries_total",
-    ):  # fmt: skip
-        assert f"\n{name}{{" in text, name
-    assert 'finished_reason="length",model_name="tiny-model"' in text
-    assert httpx.get(f"{hybrid.base}/health").json() == {"status": "ok"}
-    assert "version" in httpx.get(f"{hybrid.base}/version").json()
-    assert "<html" in httpx.get(f"{hybrid.base}/").text
-
-
-def test_many_clients_get_their_own_answers(hybrid: Running) -> None:
-    """What a request gets does not depend on its batch mates: each greedy answer equals the one it gets alone."""
-    prompts = [f"sum {n} mod E{n}" for n in range(12)]
-    alone = [hybrid.chat(text, temperature=0, max_tokens=12).choices[0].message.content for text in prompts]
-    together: dict[int, str] = {}
-
-    def ask(number: int) -> None:
-        chunks = hybrid.chat(prompts[number], temperature=0, max_tokens=12, stream=True)
-        together[number] = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [together[number] for number in range(len(prompts))] == alone
-    assert len(set(alone)) > 6
-    hybrid.wait_until_idle()

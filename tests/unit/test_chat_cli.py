@@ -22,7 +22,7 @@ from twofold.chat_view import Input, call_text, history_file
 from twofold.llm import LLM
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import Qwen3
-from twofold.recipes.post import find_model
+from twofold.recipes.models import find_model
 from twofold.recipes.pretrain import save_model
 from twofold.text.chat import Renderer
 from twofold.text.tokenizer import Tokenizer

@@ -40,7 +40,7 @@ class Config(BaseModel):
             path, separator, text = assignment.partition("=")
             if not separator or not path:
                 raise ConfigError(f"--set takes KEY=VALUE, got {assignment!r}")
-            _set_leaf(tree, self, path, _parse(text))
+            _set_leaf(tree, self, path, parse_value(text))
         try:
             return type(self).model_validate(tree)
         except ValidationError as error:
@@ -59,7 +59,8 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A value from the command line: JSON where possible, a whole number as 2e6 too, otherwise plain text."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:

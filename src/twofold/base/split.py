@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 
-HELD_OUT_BYTES = 26  # of 256: about 10 % of all keys are never used for training
+HELD_OUT = 26 / 256  # of all keys are never used for training
 
 
-def held_out(key: str) -> bool:
-    """Whether a key belongs to the held-out tenth: its first MD5 byte is below 26."""
-    return hashlib.md5(key.encode()).digest()[0] < HELD_OUT_BYTES
+def held_out(key: str, share: float = HELD_OUT) -> bool:
+    """Whether a key belongs to the held-out share: its MD5, as a fraction of all, is below it."""
+    return int.from_bytes(hashlib.md5(key.encode()).digest()) < share * 2**128

@@ -7,7 +7,7 @@ Texts, templates and tools are not known here. One thread at a time: it is not t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -221,7 +221,7 @@ class Engine:
         completions = [event.completion for event in done if event.completion is not None]
         return sorted(completions, key=lambda c: (c.request_index, c.sample_index))
 
-    def stream(self, request: Request) -> Iterator[tuple[int, bool]]:
+    def stream(self, request: Request) -> Generator[tuple[int, bool], None, None]:
         """Yield (token id, forced) of one request (n = 1) as they are made. Closing the iterator ends the request."""
         if request.params.n != 1:
             raise InputError(f"a stream has one sample, n = {request.params.n} asks for more; use generate")

@@ -312,6 +312,22 @@ def write_generation_config(folder: Path, values: Mapping[str, Any]) -> None:
     write_json(folder / "generation_config.json", dict(values))
 
 
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """What is on record about what a model can do, {"can": [...], "cannot": "..."}, or None where nothing is.
+
+    Raises:
+        InputError: about.json is damaged.
+    """
+    path = folder / "about.json"
+    if not path.is_file():
+        return None
+    try:
+        about = read_json(path)
+        return {"can": [str(line) for line in about["can"]], "cannot": str(about["cannot"])}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged") from None
+
+
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """The sampling defaults and token ids of a model folder; empty where it has none."""
     path = folder / "generation_config.json"

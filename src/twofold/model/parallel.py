@@ -212,14 +212,18 @@ class _Row(nn.Module):
         return summed(F.linear(x, local(self.weight)), self.ranks)
 
 
-class _OwnExperts(nn.Module):
-    """Experts of one tensor rank, applied to all tokens that chose them; the ranks' sum is the result."""
+class _PlacedExperts(nn.Module):
+    """Experts of which each rank holds an equal share."""
 
     def __init__(self, experts: Experts, mesh: Any) -> None:
         super().__init__()
         self.ranks = dist.ranks_of(mesh)
         self.gate_up_proj = _placed(experts.gate_up_proj.detach(), mesh, 0)
         self.down_proj = _placed(experts.down_proj.detach(), mesh, 0)
+
+
+class _OwnExperts(_PlacedExperts):
+    """Experts of one tensor rank, applied to all tokens that chose them; the ranks' sum is the result."""
 
     def forward(self, x_TD: torch.Tensor, weights_Tk: torch.Tensor, ids_Tk: torch.Tensor) -> torch.Tensor:
         gate_up, down = local(self.gate_up_proj), local(self.down_proj)
@@ -270,14 +274,8 @@ def run_experts(
     return x_BD + 0.0 * (gate_up.sum() + down.sum() + weights_B.sum())
 
 
-class _SentExperts(nn.Module):
+class _SentExperts(_PlacedExperts):
     """Experts that stay on their rank; rows travel to them and back by all-to-all, one row for each chosen expert."""
-
-    def __init__(self, experts: Experts, mesh: Any) -> None:
-        super().__init__()
-        self.ranks = dist.ranks_of(mesh)
-        self.gate_up_proj = _placed(experts.gate_up_proj.detach(), mesh, 0)
-        self.down_proj = _placed(experts.down_proj.detach(), mesh, 0)
 
     def forward(self, x_TD: torch.Tensor, weights_Tk: torch.Tensor, ids_Tk: torch.Tensor) -> torch.Tensor:
         gate_up, down = local(self.gate_up_proj), local(self.down_proj)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 import resource
+import shlex
 import sys
 import threading
 import time
@@ -52,7 +53,7 @@ from twofold.recipes.artefacts import (
     work_folder,
 )
 
-__all__ = ["Chain", "ChainError", "PlanLine", "Stage", "StageContext", "StageResult", "read_manifest"]
+__all__ = ["Chain", "ChainError", "PlanLine", "Stage", "StageContext", "StageResult", "command_line", "read_manifest"]
 
 HEARTBEAT_SECONDS = 2.0
 GO_ON = "run the same command to go on"
@@ -309,6 +310,12 @@ class _Clock:
     def _write(self) -> None:
         with suppress(OSError):  # the stage itself reports a full disk
             write_json(self.path, self.cost().model_dump())
+
+
+def command_line(recipe: str, overrides: Sequence[str], seed: int) -> str:
+    """What to type to make the same run."""
+    settings = "".join(f" --set {shlex.quote(assignment)}" for assignment in overrides)
+    return f"twofold run {recipe}{f' --seed {seed}' if seed else ''}{settings}"
 
 
 def _check_finished(stages: Sequence[Stage], folder: Path, console: Console) -> None:

@@ -6,7 +6,7 @@ sections can be tested without a run. Shares become percents here. Not here: wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ Rows = list[list[float]]
 
 HARD = tuple(task.name for task in default_families() if task.step_by_step)
 SYSTEM_KINDS = tuple(f"mode: {name}" for name in SYSTEM_PATTERNS)
+BLOCK = 10  # steps whose mean is one point of a curve
 LOGP_MAX = "sampling/sampling_logp_difference/max"
 _JSON = ("result", "scores", "items", "samples", "card")
 
@@ -67,6 +68,12 @@ def rows(facts: Facts, path: str, kinds: Collection[str] | None = None, column: 
     """Item rows of a battery part (``eval_rl/items/hot``), of some kinds only, in order."""
     part = lookup(facts, path)
     return [list(row) for row, kind in zip(part[column], part["kinds"], strict=True) if kinds is None or kind in kinds]
+
+
+def block_means(metrics: Sequence[Mapping[str, Any]], place: str, key: str) -> tuple[list[float], list[float]]:
+    """For each ``BLOCK`` rows of metrics, ``place`` of the last one and the mean of ``key``."""
+    blocks = [metrics[i : i + BLOCK] for i in range(0, len(metrics), BLOCK)]
+    return [float(block[-1][place]) for block in blocks], [sum(r[key] for r in block) / len(block) for block in blocks]
 
 
 def percent(value: Interval) -> Interval:

@@ -16,7 +16,7 @@ from typing import Any
 
 from twofold.base.config import Config
 from twofold.base.files import read_jsonl, write_json, write_jsonl
-from twofold.base.records import InputError, Message, SamplingParams
+from twofold.base.records import Message, SamplingParams
 from twofold.data.tasktext import task_documents
 from twofold.episodes.play import play
 from twofold.llm import LLM
@@ -36,8 +36,6 @@ from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered, Renderer
 from twofold.train.loop import OptimConfig
 from twofold.train.objectives import CrossEntropy, PolicyGradient
-
-MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start", "sft")  # the latest first
 
 
 class SFTConfig(Config):
@@ -82,25 +80,6 @@ class RLStageConfig(Config):
     pool_per_family: int = 150
     pass_rate: tuple[float, float] = (0.05, 0.95)
     probe_samples: int = 4
-
-
-def find_model(folder: Path) -> Path:
-    """A model folder or .gguf file itself, or the folder of a run's last finished model that can chat.
-
-    Raises:
-        InputError: neither; the message says what to run.
-    """
-    if (folder / "config.json").is_file() or (folder.suffix == ".gguf" and folder.is_file()):
-        return folder
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; give a model or run folder, or make one: twofold run tiny")
-    for stage in MODEL_STAGES:
-        if (folder / stage / "config.json").is_file():
-            return folder / stage
-    raise InputError(
-        f"{folder} holds no model that can chat (none of {', '.join(MODEL_STAGES)} is finished); "
-        f"make one: twofold run tiny --out {folder}"
-    )
 
 
 def families() -> dict[str, Task]:

@@ -22,6 +22,7 @@ from twofold.recipes.artefacts import code_fingerprint, now_text, versions
 from twofold.recipes.chain import StageContext
 from twofold.recipes.claims import judge
 from twofold.recipes.evidence import HARD, Facts, level, missing, read_facts, rows
+from twofold.recipes.models import MODEL_STAGES
 from twofold.recipes.report_sections import build_sections, data_card
 from twofold.report.markdown import plot_files
 from twofold.report.model import Report, StageCost
@@ -29,7 +30,6 @@ from twofold.report.text import amount, memory, number, seconds, verdict_line
 from twofold.report.write import read_report, write_report
 
 REPORT_STAGE = "report"
-MODEL_STAGES = ("general_rl", "sft")  # whose folder is a recipe's finished model
 MARKS = {"holds": "✓", "does not hold": "✗", "not judged": "○"}
 
 
@@ -61,23 +61,31 @@ def write_stage_report(context: StageContext) -> None:
 
 def build_report(facts: Facts, config: ReportConfig, seed: int) -> Report:
     """The whole report as data."""
-    costs = [stage_cost(name, stage, config.titles) for name, stage in facts.items()]
-    peaks = [stage["manifest"]["cost"]["peak_memory_bytes"] for stage in facts.values()]
+    frame = report_frame(facts, config.titles)
     return Report(
         title=config.title,
         command=config.command,
         seed=seed,
-        versions=versions() | {"code": code_fingerprint()},
-        hardware=hardware(),
-        created=now_text(),
-        intro=intro(facts, sum(cost.tokens or 0 for cost in costs)),
+        intro=intro(facts, sum(cost.tokens or 0 for cost in frame["stages"])),
         claims=judge(facts),
-        stages=costs,
         sections=build_sections(facts),
         data_card=data_card(facts),
-        peak_memory_bytes=max(peaks, default=None),
-        total_seconds=sum(cost.seconds for cost in costs),
+        **frame,
     )
+
+
+def report_frame(facts: Facts, titles: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of ``Report`` that say where, when and at what cost a run was made, whatever it did."""
+    costs = [stage_cost(name, stage, titles) for name, stage in facts.items()]
+    peaks = [stage["manifest"]["cost"]["peak_memory_bytes"] for stage in facts.values()]
+    return {
+        "versions": versions() | {"code": code_fingerprint()},
+        "hardware": hardware(),
+        "created": now_text(),
+        "stages": costs,
+        "peak_memory_bytes": max(peaks, default=None),
+        "total_seconds": sum(cost.seconds for cost in costs),
+    }
 
 
 def stage_cost(name: str, stage: Mapping[str, Any], titles: Mapping[str, str]) -> StageCost:
@@ -157,5 +165,5 @@ def print_summary(report_json: Path) -> list[str]:
     cost = f"{seconds(report.total_seconds or 0.0)} in all"
     lines.append(f"{cost}, peak memory {memory(report.peak_memory_bytes)}")
     lines.append(f"report: {folder / 'report.html'}")
-    lines += [f"chat:   twofold chat {folder / stage}" for stage in MODEL_STAGES if (folder / stage).is_dir()]
+    lines += [f"chat:   twofold chat {folder / stage}" for stage in MODEL_STAGES if (folder / stage).is_dir()][:1]
     return lines

@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twofold.recipes.evidence import HARD, LOGP_MAX, Facts, difference, lookup, missing, on_policy_rows, shown, stored
+from twofold.recipes.evidence import (
+    BLOCK,
+    HARD,
+    LOGP_MAX,
+    Facts,
+    block_means,
+    difference,
+    lookup,
+    missing,
+    on_policy_rows,
+    shown,
+    stored,
+)
 from twofold.report.model import Cell, Heatmap, Plot, Section, Series, Table
 from twofold.report.text import amount, number
 
@@ -28,7 +40,6 @@ PRETRAINING = {
 RL_STAGES = {"rl": "reasoning RL", "general_rl": "general RL", "student_rl": "RL on the student"}
 ON_POLICY = {**RL_STAGES, "student_opd": "on-policy distillation"}
 LOGP_LIMIT = 1e-5  # nats; larger gaps mean that rollouts and trainer do not run the same policy
-LOSS_BLOCK = 10
 
 
 def pretraining_section(facts: Facts) -> Section | None:
@@ -62,12 +73,10 @@ def _loss_plot(facts: Facts) -> Plot | None:
     series, offset = [], 0.0
     for name in ("s1", "s2", "s3"):
         rows = lookup(facts, f"{name}/metrics") or []
-        blocks = [rows[i : i + LOSS_BLOCK] for i in range(0, len(rows), LOSS_BLOCK)]
-        if not blocks:
+        if not rows:
             continue
-        x = [(offset + block[-1]["num_tokens"]) / 1e6 for block in blocks]
-        y = [sum(row["loss"] for row in block) / len(block) for block in blocks]
-        series.append(Series(name=PRETRAINING[name], x=x, y=y))
+        tokens, means = block_means(rows, "num_tokens", "loss")
+        series.append(Series(name=PRETRAINING[name], x=[(offset + count) / 1e6 for count in tokens], y=means))
         offset += rows[-1]["num_tokens"]
     if not series:
         return None
@@ -76,7 +85,7 @@ def _loss_plot(facts: Facts) -> Plot | None:
         x_label="tokens seen, millions",
         y_label="nats a token",
         series=series,
-        note=f"Mean of {LOSS_BLOCK} steps. Stages mix different data, so steps between them are no surprise.",
+        note=f"Mean of {BLOCK} steps. Stages mix different data, so steps between them are no surprise.",
     )
 
 

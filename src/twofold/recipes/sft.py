@@ -7,7 +7,6 @@ is written. Masks are the renderer's; nothing else decides what is trained. Not 
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,13 +18,15 @@ from twofold.base.batch import pack
 from twofold.base.config import Config, ConfigError
 from twofold.base.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from twofold.base.records import InputError, SamplingParams
+from twofold.base.split import held_out
 from twofold.llm import LLM
 from twofold.model.lora import LoraConfig, attach, merge
 from twofold.model.peft_io import save_adapter
 from twofold.model.quantised import quantise_base
 from twofold.post.sft import ChatSource, StoredExamples, write_examples
-from twofold.recipes.chain import Chain, Stage, StageContext
+from twofold.recipes.chain import Chain, Stage, StageContext, command_line
 from twofold.recipes.folder import save_folder
+from twofold.recipes.models import is_checkpoint
 from twofold.recipes.pretrain import run_training
 from twofold.recipes.sft_report import SFTReportConfig, write_sft_report
 from twofold.text.chat import Rendered, Renderer
@@ -95,14 +96,14 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
     """
     config = SFTRecipe().override(overrides)
     init, data = _checkpoint(config.init), _file(config.data)
+    found = _fingerprint(init)
     rows = config.rows.model_copy(
-        update={"init": str(init), "data": str(data), "fingerprint": sha256_file(data)[:16] + _fingerprint(init)}
+        update={"init": str(init), "data": str(data), "fingerprint": sha256_file(data)[:16] + found}
     )
-    train = config.train.model_copy(update={"init": str(init), "fingerprint": _fingerprint(init)})
+    train = config.train.model_copy(update={"init": str(init), "fingerprint": found})
     if train.base_bits and train.method != "lora":
         raise ConfigError("train.base_bits needs train.method=lora: quantised weights cannot be trained themselves")
-    settings = "".join(f" --set {shlex.quote(assignment)}" for assignment in overrides)
-    command = f"twofold run sft{f' --seed {seed}' if seed else ''}{settings}"
+    command = command_line("sft", overrides, seed)
     stages = [
         Stage("rows", "Conversations: read, render, split", rows, (), prepare_rows),
         Stage("sft", "Supervised fine-tuning", train, ("rows",), fine_tune),
@@ -113,7 +114,7 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
 
 def _checkpoint(text: str) -> Path:
     path = Path(text).expanduser().absolute()
-    if not text or not ((path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())):
+    if not text or not is_checkpoint(path):
         what = f"{text} is no checkpoint" if text else "the checkpoint is missing"
         raise ConfigError(f"{what}; give a model folder or .gguf file: --set init=PATH --set data=FILE.jsonl")
     return path
@@ -148,7 +149,7 @@ def prepare_rows(context: StageContext) -> None:
             dropped.append({"place": place, "reason": "the same conversation came before"})
             continue
         seen.add(key)
-        kept[_is_held_out(key, config.held_out)].extend(views)
+        kept[held_out(key, config.held_out)].extend(views)
         counts["rows"] += 1
         counts["thinking"] += any("reasoning" in view.parts for view in views)
     if not kept[False]:
@@ -191,10 +192,6 @@ def _rows(
             dropped.append({"place": place, "reason": "nothing to train"})
         if fitting:
             yield place, fitting
-
-
-def _is_held_out(key: str, share: float) -> bool:
-    return int(key[:8], 16) < share * 2**32
 
 
 def _prompt(view: Rendered) -> dict[str, Any]:

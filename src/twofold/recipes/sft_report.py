@@ -10,15 +10,13 @@ from typing import Any
 
 from twofold.base.config import Config
 from twofold.eval.stats import mean_interval
-from twofold.recipes.artefacts import code_fingerprint, now_text, versions
 from twofold.recipes.chain import StageContext
-from twofold.recipes.evidence import read_facts
-from twofold.recipes.report import hardware, stage_cost
+from twofold.recipes.evidence import BLOCK, block_means, read_facts
+from twofold.recipes.report import report_frame
 from twofold.report.model import Claim, Plot, Report, Sample, Section, Series, Table
 from twofold.report.text import amount, interval, number
 from twofold.report.write import write_report
 
-_BLOCK = 10  # steps whose mean is one point of the curve
 _LIMIT = 1500  # characters of a reply that the page shows
 
 
@@ -32,22 +30,15 @@ def write_sft_report(context: StageContext) -> None:
     """Write ``report.html``, ``report.md`` and ``report.json`` of a fine-tuning run."""
     facts = read_facts(context.inputs)
     rows, sft = facts["rows"]["result"], facts["sft"]["result"]
-    costs = [stage_cost(name, stage, {"rows": "Conversations", "sft": "Training"}) for name, stage in facts.items()]
-    peaks = [stage["manifest"]["cost"]["peak_memory_bytes"] for stage in facts.values()]
     report = Report(
         title="Fine-tuning",
         command=context.config.command,
         seed=context.seed,
-        versions=versions() | {"code": code_fingerprint()},
-        hardware=hardware(),
-        created=now_text(),
         intro=_intro(rows, sft),
         claims=[_gain(sft)],
-        stages=costs,
         sections=[_curve(facts["sft"]["metrics"]), _replies(sft)],
         data_card=_card(rows),
-        peak_memory_bytes=max(peaks),
-        total_seconds=sum(cost.seconds for cost in costs),
+        **report_frame(facts, {"rows": "Conversations", "sft": "Training"}),
     )
     write_report(report, context.out)
 
@@ -92,17 +83,15 @@ def _gain(sft: Mapping[str, Any]) -> Claim:
 
 
 def _curve(metrics: list[dict[str, Any]]) -> Section:
-    blocks = [metrics[i : i + _BLOCK] for i in range(0, len(metrics), _BLOCK)]
-    x = [float(block[-1]["step"] + 1) for block in blocks]
-    series = [
-        Series(name=name, x=x, y=[sum(row[key] for row in block) / len(block) for block in blocks])
-        for name, key in (("loss", "loss"), ("gradient norm", "grad_norm"))
-    ]
-    plots = [
-        Plot(title="Training loss", x_label="step", y_label="nats a trained token", series=series[:1], y_min=0.0),
-        Plot(title="Gradient norm", x_label="step", y_label="before clipping", series=series[1:], y_min=0.0),
-    ]
-    return Section(title="Training", text=f"Each point is the mean of {_BLOCK} steps.", plots=plots)
+    plots = []
+    for title, name, key, unit in (
+        ("Training loss", "loss", "loss", "nats a trained token"),
+        ("Gradient norm", "gradient norm", "grad_norm", "before clipping"),
+    ):
+        ends, means = block_means(metrics, "step", key)
+        series = [Series(name=name, x=[step + 1 for step in ends], y=means)]
+        plots.append(Plot(title=title, x_label="step", y_label=unit, series=series, y_min=0.0))
+    return Section(title="Training", text=f"Each point is the mean of {BLOCK} steps.", plots=plots)
 
 
 def _replies(sft: Mapping[str, Any]) -> Section:

@@ -7,7 +7,6 @@ base, distillation against RL, the MoE pair); it changes nothing about the main 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from twofold.base.config import Config
 from twofold.optim.schedule import Decay
 from twofold.post.distill import DistillConfig
 from twofold.post.rl import RLConfig
-from twofold.recipes.chain import Chain, Stage
+from twofold.recipes.chain import Chain, Stage, command_line
 from twofold.recipes.corpus import DataConfig, build_data
 from twofold.recipes.distill import OffPolicyConfig, OnPolicyConfig, off_policy, on_policy, student_rl
 from twofold.recipes.measure import MeasureConfig, measure_checkpoint
@@ -175,9 +174,8 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
     stages = main_stages(config)
     if config.controls:
         stages += control_stages(config)
-    settings = "".join(f" --set {shlex.quote(assignment)}" for assignment in overrides)
-    command = f"twofold run tiny{f' --seed {seed}' if seed else ''}{settings}"
-    report = ReportConfig(command=command, titles={stage.name: stage.title for stage in stages})
+    titles = {stage.name: stage.title for stage in stages}
+    report = ReportConfig(command=command_line("tiny", overrides, seed), titles=titles)
     needs = tuple(stage.name for stage in stages)
     return Chain("tiny", [*stages, Stage("report", "Report", report, needs, write_stage_report)], seed, config)
 

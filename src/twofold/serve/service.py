@@ -7,17 +7,17 @@ engine's thread (``engine_loop.py``), what a choice is (``replies.py``).
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import twofold
-from twofold.base.files import read_json
 from twofold.base.records import InputError
 from twofold.llm import LLM
+from twofold.model.hf_config import read_about
 from twofold.serve.config import ServeConfig
 from twofold.serve.engine_loop import EngineLoop, Job
 from twofold.serve.errors import ApiError, bad_request, from_input_error
@@ -157,16 +157,12 @@ class Reply:
         return [(f"choice {c.index}: " if many else "") + warning for c in choices for warning in c.warnings]
 
 
+logger = logging.getLogger("twofold.serve")
+
 SHOWN_DEFAULTS = (
     *("temperature", "top_p", "top_k", "min_p"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
-
-
-def about(folder: Path) -> Json | None:
-    """What is on record about what the model can do: about.json of its folder."""
-    path = folder / "about.json"
-    return read_json(path) if path.is_file() else None
 
 
 class Service:
@@ -186,6 +182,11 @@ class Service:
         self.metrics.watch(self.loop)
         self.fingerprint = f"twofold-{twofold.__version__}"
         self.started = int(time.time())
+        self._about: Json | None = None
+        try:
+            self._about = read_about(llm.path)
+        except InputError as error:
+            logger.warning("%s; the page shows no suggestions", error)
 
     def check_model(self, name: str | None) -> None:
         """Raise ApiError 404 for a model that is not served; no name means the one there is."""
@@ -214,7 +215,7 @@ class Service:
                 "tools": spec.tools,
             },
             "defaults": {"on": self._defaults(True), "off": self._defaults(False)},
-            "about": about(llm.path),
+            "about": self._about,
         }
 
     def _defaults(self, thinking: bool) -> Json:

@@ -50,9 +50,10 @@ def read_views(
         InputError: as ``read_rows``.
     """
     for place, row in read_rows(path):
+        if isinstance(row, InputError):
+            yield place, row
+            continue
         try:
-            if isinstance(row, InputError):
-                raise row
             yield place, _views(row, renderer, empty_think_trained)
         except (InputError, RecursionError) as error:
             yield place, InputError(str(error))

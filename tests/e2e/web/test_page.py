@@ -7,47 +7,18 @@ Every test also checks that no request left the server's origin and that the bro
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the web chat")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs the browser `chromium` (Debian: apt-get install chromium)"
-)
-expect = playwright.expect
+expect = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the web chat").expect
 
-API = "**/v1/chat/completions"
+Chat = Any  # of conftest.py
 DONE = ".turn.assistant:not([data-state=streaming])"
-
-
-@pytest.fixture(scope="module")
-def thinker(served_folder: Path, serving: Any) -> Iterator[Any]:
-    """A model whose prompt opens the think block: even random weights think until the budget stops them."""
-    with serving(served_folder, family="thinking") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def hybrid(served_folder: Path, serving: Any) -> Iterator[Any]:
-    with serving(served_folder) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield chromium
-        chromium.close()
 
 
 def slow_down(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,105 +40,6 @@ def lasting_seed(server: Any, text: str, tokens: int) -> int:
         if reply.usage.completion_tokens_details.reasoning_tokens == tokens:
             return seed
     raise AssertionError("no thought lasts that long")
-
-
-class Chat:
-    """One page, with what it asked for and what the browser complained about."""
-
-    def __init__(self, page: Any, base: str) -> None:
-        self.page, self.base = page, base
-        self.bodies: list[dict[str, Any]] = []
-        self.strangers: list[str] = []
-        self.errors: list[str] = []
-        page.on("request", self._note)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda message: message.type in ("error", "warning") and self.errors.append(message.text))
-
-    def _note(self, request: Any) -> None:
-        if not request.url.startswith((self.base + "/", f"blob:{self.base}/")):
-            self.strangers.append(request.url)
-        if request.method == "POST":
-            self.bodies.append(json.loads(request.post_data))
-
-    def open(self) -> None:
-        """Load the page and wait until it knows its model."""
-        self.page.goto(self.base)
-        self.page.wait_for_selector(".top small:not(:empty)")
-
-    def ask(self, text: str, wait: bool = True) -> None:
-        """Type a message and send it."""
-        self.page.fill("#message", text)
-        self.page.press("#message", "Enter")
-        if wait:
-            self.page.wait_for_selector(f"{DONE}:last-child")
-
-    def script(self, *replies: Any) -> None:
-        """Answer the next requests with these: texts, lists of chunks, or (status, message, headers)."""
-        left = list(replies)
-
-        def answer(route: Any) -> None:
-            reply = left.pop(0)
-            if isinstance(reply, tuple):
-                status, message, headers = reply
-                body = json.dumps({"error": {"message": message, "type": "", "param": None, "code": None}})
-                route.fulfill(status=status, body=body, headers={"Content-Type": "application/json", **headers})
-            elif reply == "offline":
-                route.abort("connectionrefused")
-            else:
-                route.fulfill(status=200, content_type="text/event-stream", body=stream(reply))
-
-        self.page.unroute(API)
-        self.page.route(API, answer)
-
-    def text(self, selector: str) -> str:
-        """What is to be read there."""
-        return self.page.locator(selector).inner_text()
-
-    def wait(self, expression: str) -> None:
-        """Until a JavaScript expression is true. (The page's policy forbids the eval of wait_for_function.)"""
-        end = time.monotonic() + 20
-        while not self.page.evaluate(expression):
-            assert time.monotonic() < end, f"still not true: {expression}"
-            self.page.wait_for_timeout(20)
-
-
-def stream(reply: str | list[dict[str, Any]], finished: bool = True) -> str:
-    """Server-sent events of a reply: a text is answered after a short thought."""
-    if isinstance(reply, str):
-        finished = not reply.endswith("<CUT>")
-        text = reply.removesuffix("<CUT>")
-        reply = [chunk({"reasoning_content": "Let me think."}), chunk({"content": text}), chunk({}, "stop")]
-    events = [f"data: {json.dumps(part)}\n\n" for part in (reply if finished else reply[:-1])]
-    return "".join(events) + ("data: [DONE]\n\n" if finished else "")
-
-
-def chunk(delta: dict[str, Any], finish: str | None = None, **extra: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, **extra}]}
-
-
-@pytest.fixture
-def chat_at(browser: Any) -> Iterator[Callable[..., Chat]]:
-    """Opens the chat of a server in a fresh profile; ``prefs`` are settings it finds there."""
-    chats: list[Chat] = []
-
-    def make(server: Any, prefs: dict[str, Any] | None = None, **context: Any) -> Chat:
-        options = {"viewport": {"width": 1280, "height": 800}, "locale": "en-US", "color_scheme": "light"} | context
-        page = browser.new_context(**options).new_page()
-        page.set_default_timeout(20_000)
-        if prefs:
-            stored = json.dumps(json.dumps(prefs))
-            page.add_init_script(f"localStorage['twofold.prefs'] ||= {stored}")
-        chat = Chat(page, server.base)
-        chats.append(chat)
-        chat.open()
-        return chat
-
-    yield make
-    for chat in chats:
-        assert chat.strangers == [], "a request left the origin"
-        expected = re.compile(r"Failed to load resource: (the server responded with a status of|net::ERR)")
-        assert [error for error in chat.errors if not expected.match(error)] == []
-        chat.page.context.close()
 
 
 def test_thought_streams_folds_and_stops(
@@ -419,9 +291,9 @@ def test_what_a_model_writes_cannot_become_markup(hybrid: Any, chat_at: Callable
     entry = {"token": "<img src=x onerror=hurt()>", "logprob": -0.1, "bytes": None, "top_logprobs": []}
     chat.script(
         [
-            chunk({"reasoning_content": ATTACK}),
-            chunk({"content": ATTACK, "tool_calls": [call]}, logprobs={"content": [entry]}),
-            chunk({}, "tool_calls"),
+            chat.chunk({"reasoning_content": ATTACK}),
+            chat.chunk({"content": ATTACK, "tool_calls": [call]}, logprobs={"content": [entry]}),
+            chat.chunk({}, "tool_calls"),
         ],
         (500, ATTACK, {}),
     )
@@ -470,6 +342,7 @@ def test_the_policy_of_the_page_is_strict(hybrid: Any, chat_at: Callable[..., Ch
     chat.errors.clear()
 
 
+HALF = {"choices": [{"index": 0, "delta": {"content": "half"}, "finish_reason": None}]}
 FAILURES: list[tuple[Any, str]] = [
     ((429, "the queue is full", {"Retry-After": "7"}), "Try again in 7 s"),
     ((503, "stopping", {}), "starting or shutting down"),
@@ -478,7 +351,7 @@ FAILURES: list[tuple[Any, str]] = [
     ((500, "oops", {}), "The server failed"),
     ("offline", "cannot be reached"),
     ("half an ans<CUT>", "connection broke"),
-    ([chunk({"content": "half"}), {"error": {"message": "out of memory", "type": "server_error"}}], "out of memory"),
+    ([HALF, {"error": {"message": "out of memory", "type": "server_error"}}], "out of memory"),
 ]
 
 
@@ -521,7 +394,7 @@ def test_tool_calls_as_cards(hybrid: Any, chat_at: Callable[..., Chat]) -> None:
     def call(name: str, *fragments: str) -> list[dict[str, Any]]:
         head = {"index": 0, "id": f"id-{name}", "type": "function", "function": {"name": name, "arguments": ""}}
         rest = [{"index": 0, "function": {"arguments": fragment}} for fragment in fragments]
-        return [*(chunk({"tool_calls": [part]}) for part in [head, *rest]), chunk({}, "tool_calls")]
+        return [*(chat.chunk({"tool_calls": [part]}) for part in [head, *rest]), chat.chunk({}, "tool_calls")]
 
     chat.script(call("calc", '{"expression": ', '"37*48"}'), call("weather", '{"city": "Oslo"}'), "It rains.")
     chat.ask("37*48 and the weather?", wait=False)

@@ -1,14 +1,12 @@
 """The parts of the web chat one by one, inside Chromium: event reader, Markdown, maths, calculator, conversations.
 
-The page's files are served as they are, without a model. Not here: the page as a whole (``test_web_chat.py``).
+The page's files are served as they are, without a model. Not here: the page as a whole (``test_page.py``).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,11 +19,6 @@ import pytest
 import twofold
 from twofold.tasks.tools import CALC_TOOL, calculate
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the web chat")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs the browser `chromium` (Debian: apt-get install chromium)"
-)
 WEB = Path(twofold.__file__).parent / "serve" / "web"
 
 Run = Callable[..., Any]
@@ -39,23 +32,20 @@ class Files(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
+def run(browser: Any) -> Iterator[Run]:
     """``run(imports, body, argument)``: a JavaScript function's value, with names imported from the page's modules."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=WEB))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
 
-        def evaluate(module: str, names: str, body: str, argument: Any = None) -> Any:
-            return page.evaluate(
-                f"async (given) => {{ const {{ {names} }} = await import('./{module}'); {body} }}", argument
-            )
+    def evaluate(module: str, names: str, body: str, argument: Any = None) -> Any:
+        return page.evaluate(
+            f"async (given) => {{ const {{ {names} }} = await import('./{module}'); {body} }}", argument
+        )
 
-        yield evaluate
-        browser.close()
+    yield evaluate
+    page.close()
     server.shutdown()
     server.server_close()
 

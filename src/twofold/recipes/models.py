@@ -1,0 +1,33 @@
+"""Where models lie: what is a checkpoint, and which one is meant by a run folder. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twofold.base.records import InputError
+
+MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start", "sft")  # of runs, the latest first
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a model folder or a .gguf file."""
+    return (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
+
+
+def find_model(folder: Path) -> Path:
+    """A model folder or .gguf file itself, or the folder of a run's last finished model that can chat.
+
+    Raises:
+        InputError: neither; the message says what to run.
+    """
+    if is_checkpoint(folder):
+        return folder
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; give a model or run folder, or make one: twofold run tiny")
+    for stage in MODEL_STAGES:
+        if (folder / stage / "config.json").is_file():
+            return folder / stage
+    raise InputError(
+        f"{folder} holds no model that can chat (none of {', '.join(MODEL_STAGES)} is finished); "
+        f"make one: twofold run tiny --out {folder}"
+    )
