@@ -33,7 +33,7 @@ from twofold.recipes.chain import Chain, ChainError
 BuildRecipe = Callable[[list[str], int], Chain]
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-HEAVY_COMMANDS = {"run", "chat", "serve"}
+HEAVY_COMMANDS = {"run", "chat", "serve", "quality"}
 OPTIONAL_PACKAGES = {
     "matplotlib": "plots in the report",
     "reasoning_gym": "procedural tasks",
@@ -54,7 +54,7 @@ def recipe(module: str) -> BuildRecipe:
     return build
 
 
-RECIPES: dict[str, BuildRecipe] = {"tiny": recipe("twofold.recipes.tiny"), "sft": recipe("twofold.recipes.sft")}
+RECIPES: dict[str, BuildRecipe] = {name: recipe(f"twofold.recipes.{name}") for name in ("tiny", "sft", "scaling")}
 
 app = typer.Typer(
     name="twofold",
@@ -205,6 +205,19 @@ def export(
     """Write a model as a Hugging Face folder or as a GGUF file."""
     with one_line_errors(debug=False):
         importlib.import_module("twofold.model_cli").export(model, out, kind, adapter, Console())
+
+
+@app.command()
+def quality(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    quantize: Annotated[str, typer.Option(metavar="int8", help="How the weights are packed.")] = "int8",
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Text to compare on; Python's own if none.")] = None,
+    length: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of a window.")] = 512,
+    windows: Annotated[int, typer.Option(min=2, metavar="N", help="Most windows.")] = 16,
+) -> None:
+    """Show what packing a model's weights costs: KL divergence and agreement with fp32."""
+    with one_line_errors(debug=False):
+        importlib.import_module("twofold.model_cli").quality(model, quantize, text, length, windows, Console())
 
 
 @data_app.command("view")

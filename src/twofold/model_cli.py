@@ -1,4 +1,4 @@
-"""What ``twofold inspect``, ``twofold export`` and ``twofold data view`` do once the command line has been read.
+"""What ``twofold inspect``, ``export``, ``quality`` and ``data view`` do once the command line has been read.
 
 MODEL is a Hugging Face folder, a .gguf file, or a run folder whose last model is meant. Not here: options and exit
 codes (``cli.py``), the formats themselves.
@@ -14,10 +14,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from twofold.base.files import write_text
 from twofold.base.gguf_file import read_gguf
 from twofold.base.records import InputError
+from twofold.data.corpus import pydoc_topic_documents, python_stdlib_documents
+from twofold.eval.quality import Quality, compare, windows_of
+from twofold.eval.stats import Interval
 from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
 from twofold.model.gguf_read import GGUFSource
@@ -100,6 +104,54 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Con
         console.print(escape(note), style="yellow", highlight=False, soft_wrap=True)
     size = sum(f.stat().st_size for f in ([out] if as_gguf else out.iterdir()))
     console.print(escape(f"{out}: {size / 1e6:,.1f} MB"), style="bold", highlight=False, soft_wrap=True)
+
+
+def quality(model: Path, quantize: str, text: Path | None, length: int, windows: int, console: Console) -> None:
+    """Say how far a packed model's next-token distributions are from its own in fp32, on ``text`` or Python's own.
+
+    Args:
+        length: tokens of a window; shorter where the model's context is. windows: most of them.
+
+    Raises:
+        InputError: no checkpoint, an unknown kind, or a text that cannot be read or is too short.
+    """
+    path = find_model(model)
+    llm = LLM(path, dtype="float32")
+    packed = LLM(path, dtype="float32", quantize=quantize)
+    length = min(length, llm.model.config.longest - 1)
+    chosen = windows_of(llm.tokenizer.encode(_text(text)), length, windows)
+    with console.status("") as status:
+        found = compare(llm.model, packed.model, chosen, lambda done: status.update(f"window {done} of {len(chosen)}"))
+    console.print(_quality_table(found, path, quantize))
+
+
+def _text(path: Path | None) -> str:
+    if path is None:  # half prose, half code, on every machine
+        topics = [document.text for document in pydoc_topic_documents()]
+        prose = "\n".join(topics)
+        return prose + "\n".join(document.text for document in python_stdlib_documents()[::20])[: len(prose)]
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as text ({error}); give a UTF-8 file") from None
+
+
+def _quality_table(found: Quality, path: Path, kind: str) -> Table:
+    title = f"{path.name}: {kind} against fp32, {found.tokens:,} tokens in {found.windows} windows"
+    table = Table(title=escape(title), title_justify="left", show_header=False)
+
+    def add(name: str, interval: Interval, digits: int, unit: str = "", scale: float = 1.0) -> None:
+        value, low, high = (f"{scale * part:.{digits}f}" for part in (interval.value, interval.low, interval.high))
+        table.add_row(name, f"{value}{unit}  [{low}, {high}]")
+
+    add("KL(fp32, packed), nats a token", found.kl, 5)
+    table.add_row(
+        "its median, 99th percentile, maximum", f"{found.kl_median:.5f}, {found.kl_p99:.4f}, {found.kl_max:.3f}"
+    )
+    add("same likeliest token", found.top1, 2, " %", 100)
+    add("loss added, nats a token", found.loss, 5)
+    table.add_row("loss in fp32, packed", f"{found.reference_nats:.4f}, {found.nats:.4f}")
+    return table
 
 
 @contextmanager

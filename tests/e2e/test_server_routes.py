@@ -144,13 +144,19 @@ def test_metrics(hybrid: Running) -> None:
         "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
         "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:time_to_first_token_seconds_bucket",
         "vllm:inter_token_latency_seconds_bucket", "vllm:e2e_request_latency_seconds_bucket",
-        "vllm:request_decode_time_seconds_bucket",
+        "vllm:request_decode_time_seconds_bucket", "vllm:request_queue_time_seconds_bucket",
+        "vllm:request_prefill_time_seconds_bucket",
         "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:num_preemptions_total",
         "vllm:request_success_total", "twofold:thinking_tokens_total", "twofold:forced_stops_total",
         "twofold:loops_total", "twofold:unclosed_thoughts_total", "twofold:parser_recoveries_total",
     ):  # fmt: skip
         assert f"\n{name}{{" in text, name
     assert 'finished_reason="length",model_name="tiny-model"' in text
+    first, queue, prefill = (
+        float(text.split(f"\nvllm:{name}_seconds_sum{{")[1].split("}")[1].split()[0])
+        for name in ("time_to_first_token", "request_queue_time", "request_prefill_time")
+    )
+    assert queue > 0 and prefill > 0 and queue + prefill == pytest.approx(first)
     assert httpx.get(f"{hybrid.base}/health").json() == {"status": "ok"}
     assert "version" in httpx.get(f"{hybrid.base}/version").json()
     assert "<html" in httpx.get(f"{hybrid.base}/").text

@@ -202,3 +202,15 @@ def test_inspect_fails_where_weights_cannot_be_loaded(folder: Path, tmp_path: Pa
     assert gguf and b"blk.0.attn_q.weight" in data
     (tmp_path / "b.gguf").write_bytes(data.replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"))
     assert "blk.0.attn_x.weight" in run("inspect", tmp_path / "b.gguf", code=1)
+
+
+def test_quality_compares_packed_weights_with_fp32(folder: Path, tmp_path: Path) -> None:
+    shown = run("quality", folder, "--length", 40, "--windows", 3)
+    assert "int8 against fp32, 120 tokens in 3 windows" in shown and "same likeliest token" in shown
+    text = tmp_path / "text.txt"
+    text.write_text("sum mod 10: E1 B5 " * 40)
+    assert "float16 against fp32" in run("quality", folder, "--quantize", "float16", "--text", text, "--length", 30)
+    text.write_text("sum")
+    assert "give a longer text" in run("quality", folder, "--text", text, code=1)
+    assert "UTF-8" in run("quality", folder, "--text", tmp_path / "none", code=1)
+    assert "cannot quantise to 'int3'" in run("quality", folder, "--quantize", "int3", code=1)

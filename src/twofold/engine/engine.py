@@ -76,7 +76,7 @@ class Engine:
     ) -> None:
         self.model, self.eos_ids, self.think = model, tuple(eos_ids), think
         self.max_rows, self.min_rows, self.grammars = max_rows, min_rows, grammars
-        self.vocab_limit = vocab_limit if vocab_limit is not None else model.config.vocab_size
+        self.vocab_limit = min(vocab_limit or model.config.vocab_size, model.config.vocab_size)
         self.options = options or EngineOptions()
         self.policy_version = 0
         self.asleep = False
@@ -463,7 +463,8 @@ class Engine:
             completion = self._take(sample) if finished[row] else None
             self._emit(
                 Event(
-                    *(sample.request_id, sample.sample_index, tokens[row], forced[row], logprobs[row]), top, completion
+                    *(sample.request_id, sample.sample_index, tokens[row], forced[row], logprobs[row]),
+                    *(top, sample.begun_at, completion),
                 )
             )
 

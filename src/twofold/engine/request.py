@@ -18,6 +18,7 @@ class Sample:
     admitted.
     leader: the sample of the same request whose prompt it waits for. cached: tokens found in the prefix cache.
     extended: coded beyond the native length of a model with a long context. limit: most tokens it may come to.
+    begun_at: when its prompt was first taken up, in seconds of ``time.monotonic``.
     speculate: most tokens to guess at a time. draft: those guessed to come next, fed together with the last one.
     """
 
@@ -37,6 +38,7 @@ class Sample:
     leader: Sample | None = None
     followers: list[Sample] = field(default_factory=list)
     cached: int | None = None
+    begun_at: float = 0.0
     draft: list[int] = field(default_factory=list)
 
     @property
@@ -75,7 +77,8 @@ class Event:
     """One new token of one sample; ``completion`` is set on a sample's last event.
 
     token_id is None where a sample ended without a new token, because it was aborted. logprob: natural-log probability
-    under the model at temperature 1. top: the likeliest (id, log-probability) pairs, if asked for.
+    under the model at temperature 1. top: the likeliest (id, log-probability) pairs, if asked for. begun_at: when the
+    sample was first taken up, in seconds of ``time.monotonic``.
     """
 
     request_id: int
@@ -84,6 +87,7 @@ class Event:
     forced: bool = False
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
+    begun_at: float = 0.0
     completion: Completion | None = None
 
 

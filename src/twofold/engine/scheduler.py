@@ -8,6 +8,7 @@ others share its blocks, with a copy of the last one if it is not full. No tenso
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -204,7 +205,9 @@ class Scheduler:
         if sample.cached is None and sample.sample_index == 0:
             self.stats.prompt_tokens += len(sample.tokens)
             self.stats.cached_tokens += sample.computed
+        now = time.monotonic()
         for begun in (sample, *sample.followers):
+            begun.begun_at = begun.begun_at or now
             begun.cached = sample.computed if begun.cached is None else begun.cached
 
     def computed(self, sample: Sample, upto: int) -> list[Sample]:

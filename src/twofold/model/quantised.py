@@ -32,7 +32,7 @@ logger = logging.getLogger("twofold")
 _LINEAR = {"self_attn": ("qkv_proj", "o_proj"), "mlp": ("gate_up_proj", "down_proj")}
 _OUTLIERS = ("qkv_proj", "down_proj")  # a few large inputs would take the steps of all others, so in groups
 _GROUP = 1280
-KINDS: tuple[quant.Kind, ...] = ("int8", "float16")
+KINDS: tuple[quant.Kind, ...] = ("int8", "float16", "float32")
 
 
 class QuantWeight(nn.Module):
@@ -228,8 +228,8 @@ def quantise_model(model: Qwen3, kind: str = "int8", head: bool = True) -> None:
     """Pack a model for inference, in place, one module after the other. It can no longer be trained or saved.
 
     Args:
-        kind: "int8", activations in 8 bits as well, or "float16", products in fp32. head: pack the output head too;
-            without it a tied head keeps the embedding in full precision.
+        kind: "int8", activations in 8 bits as well; "float16", products in fp32; or "float32", which loses nothing.
+            head: pack the output head too; without it a tied head keeps the embedding in full precision.
 
     Raises:
         InputError: an unknown kind, one that needs another processor, or a model already quantised or adapted.
@@ -237,14 +237,14 @@ def quantise_model(model: Qwen3, kind: str = "int8", head: bool = True) -> None:
     shrink = _shrink(kind, model.model.embed_tokens.weight.device)
     swapped = _plain_sites(model)
     if head:
-        _pack_head(model, shrink)
+        _pack_head(model, shrink, exact=kind == "float32")
     for _, parent, attribute in swapped:
         _swap(parent, attribute, shrink)
     model.requires_grad_(False)
 
 
-def _pack_head(model: Qwen3, shrink: Shrink) -> None:
-    """The head packed on its own, the embedding in 16 bits; a tied table becomes two."""
+def _pack_head(model: Qwen3, shrink: Shrink, exact: bool) -> None:
+    """The head packed on its own, the embedding in 16 bits if that changes nothing or may; a tied table becomes two."""
     table = model.model.embed_tokens
     if model.config.tie_word_embeddings:
         matrix = nn.Linear(table.embedding_dim, table.num_embeddings, bias=False, device="meta")
@@ -253,13 +253,15 @@ def _pack_head(model: Qwen3, shrink: Shrink) -> None:
         matrix = model.lm_head
         del model.lm_head
     model.packed_head = QuantLinear(matrix, shrink)
-    table.weight = nn.Parameter(_in_16_bits(table.weight), requires_grad=False)
+    table.weight = nn.Parameter(_in_16_bits(table.weight, exact), requires_grad=False)
 
 
-def _in_16_bits(weight: torch.Tensor) -> torch.Tensor:
-    """bf16 where that changes nothing (as for released checkpoints), else fp16 where it fits, else as it is."""
+def _in_16_bits(weight: torch.Tensor, exact: bool) -> torch.Tensor:
+    """bf16 where that changes nothing (as for released checkpoints), else fp16 where it may and fits, else as it is."""
     if torch.equal(weight.bfloat16().to(weight.dtype), weight):
         return weight.bfloat16()
+    if exact:
+        return weight
     return weight.half() if float(weight.abs().max()) <= torch.finfo(torch.float16).max else weight
 
 
@@ -297,7 +299,7 @@ def load_quantised(
     if not config.tie_word_embeddings:
         read(model.lm_head, "lm_head.")
     if head:
-        _pack_head(model, shrink)
+        _pack_head(model, shrink, exact=kind == "float32")
     for path, parent, attribute in sites(model):
         read(getattr(parent, attribute), f"{path}.")
         _swap(parent, attribute, shrink)

@@ -28,8 +28,8 @@ T = TypeVar("T")
 class Observer(Protocol):
     """Who wants to know how long things take (the metrics)."""
 
-    def first_token(self, seconds: float) -> None:
-        """From the request's arrival to its first token."""
+    def first_token(self, seconds: float, waited: float) -> None:
+        """From the request's arrival to its first token, and the part of it before its prompt was taken up."""
 
     def next_token(self, seconds: float) -> None:
         """From one token of a choice to the next."""
@@ -265,7 +265,7 @@ class EngineLoop:
             choice = first + event.sample_index
             batches.setdefault(job, []).append(Made(choice, event))
             if event.token_id is not None:
-                self._observe(job, choice, now)
+                self._observe(job, choice, now, event.begun_at)
             if event.completion is not None:
                 self._ended(job, event.request_id)
         for job, made in batches.items():
@@ -279,9 +279,9 @@ class EngineLoop:
         if job.ended[part] == job.requests[part].params.n:
             del self._jobs[engine_id]
 
-    def _observe(self, job: Job, choice: int, now: float) -> None:
+    def _observe(self, job: Job, choice: int, now: float, begun: float) -> None:
         if not job.last:
-            self.observer.first_token(now - job.started)
+            self.observer.first_token(now - job.started, begun - job.started)
         elif choice in job.last:
             self.observer.next_token(now - job.last[choice])
         job.first.setdefault(choice, now)

@@ -33,6 +33,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.prefix, self.model = prefix, model
         self._ttft = self._histogram(f"{prefix}time_to_first_token_seconds", "Arrival to first token", _WAITS)
+        self._queue = self._histogram(f"{prefix}request_queue_time_seconds", "Arrival to start of the prompt", _WAITS)
+        self._prefill = self._histogram(f"{prefix}request_prefill_time_seconds", "Prompt to first token", _WAITS)
         self._gap = self._histogram(f"{prefix}inter_token_latency_seconds", "Between tokens of a choice", _GAPS)
         self._whole = self._histogram(f"{prefix}e2e_request_latency_seconds", "Arrival to last token", _WAITS)
         self._decode = self._histogram(f"{prefix}request_decode_time_seconds", "First token to last", _WAITS)
@@ -55,9 +57,11 @@ class Metrics:
         """Everything, in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def first_token(self, seconds: float) -> None:
-        """Time from a request's arrival to its first token."""
+    def first_token(self, seconds: float, waited: float) -> None:
+        """Time from a request's arrival to its first token, and the part of it before its prompt was taken up."""
         self._ttft.labels(self.model).observe(seconds)
+        self._queue.labels(self.model).observe(waited)
+        self._prefill.labels(self.model).observe(seconds - waited)
 
     def next_token(self, seconds: float) -> None:
         """Time between two tokens of a choice."""

@@ -61,7 +61,7 @@ class FakeEngine:
                 tokens.append(len(tokens))
                 last = len(tokens) == request.params.max_tokens
                 done = Completion(0, number, list(tokens), finish_reason="length") if last else None
-                events.append(Event(request_id, number, tokens[-1], completion=done))
+                events.append(Event(request_id, number, tokens[-1], completion=done, begun_at=time.monotonic()))
             if len(samples[0]) == request.params.max_tokens:
                 del self.running[request_id]
         return events
@@ -74,7 +74,8 @@ class Times:
         self.first: list[float] = []
         self.next: list[float] = []
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, waited: float) -> None:
+        assert 0 <= waited <= seconds
         self.first.append(seconds)
 
     def next_token(self, seconds: float) -> None:
