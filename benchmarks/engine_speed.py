@@ -6,7 +6,8 @@ Cases: n1, n8 and n32 are that many concurrent greedy requests of 16 prompt and 
 512 tokens and 1 new one, edit is one request that writes a piece of code again with a name changed (llama.cpp decodes
 plainly; of ours, "lookup" drafts by prompt lookup). Speed is new tokens (of prefill: prompt tokens) by wall time.
 
-Sides: int8, float16 and fp32 are ours; q4_k_m is llama.cpp on MODEL itself, q8_0 llama.cpp on MODEL's weights written
+Sides: int8, float16 and fp32 are ours, with packed weights (fp32 loses nothing by it); plain is ours as it is trained;
+q4_k_m is llama.cpp on MODEL itself, q8_0 llama.cpp on MODEL's weights written
 as Q8_0; transformers has them in fp32; vllm too, in its own interpreter (--vllm-python PATH), for vLLM brings its own
 torch. All sides of a case run in turn, every round with fresh prompts; medians of per-round ratios are what counts.
 """
@@ -48,11 +49,10 @@ RESULT = Path(__file__).parent / "results" / "engine-speed.json"
 PROMPT, NEW, LONG, EDITED = 16, 64, 512, 192
 CONCURRENT = {"n1": 1, "n8": 8, "n32": 32}
 CASES = (*CONCURRENT, "prefill", "edit")
-SIDES = ("int8", "float16", "fp32", "lookup", "q4_k_m", "q8_0", "transformers", "vllm")
-OURS = ("int8", "float16", "fp32", "lookup")
+SIDES = ("int8", "float16", "fp32", "plain", "lookup", "q4_k_m", "q8_0", "transformers", "vllm")
 # Which pairs of sides are compared, and in which cases; others are only timed.
 PAIRS = [(ours, peer) for ours in ("int8", "float16") for peer in ("q4_k_m", "q8_0", "vllm")]
-PAIRS += [("fp32", "transformers"), ("fp32", "vllm"), ("lookup", "q8_0"), ("lookup", "int8")]
+PAIRS += [("fp32", "transformers"), ("fp32", "vllm"), ("fp32", "plain"), ("lookup", "q8_0"), ("lookup", "int8")]
 
 Generate = Callable[[list[list[int]], int], None]  # prompts, new tokens of each
 
@@ -161,18 +161,15 @@ def vllm(python: Path, model: Qwen3, folder: Path) -> Generate:
 def build(path: Path, names: Sequence[str], work: Path, vllm_python: Path | None) -> dict[str, Generate]:
     """The sides asked for, each ready to run."""
     sides: dict[str, Generate] = {}
-    small = {
-        kind: load_quantised(*open_gguf(path), kind) for kind in ("int8", "float16") if {kind, "lookup"} & {*names}
-    }
-    plain = load_gguf(path) if {"fp32", "q8_0", "transformers", "vllm"} & {*names} else None
+    kinds = {"int8": "int8", "lookup": "int8", "float16": "float16", "fp32": "float32"}
+    small = {kind: load_quantised(*open_gguf(path), kind) for kind in {kinds[name] for name in names if name in kinds}}
+    plain = load_gguf(path) if {"plain", "q8_0", "transformers", "vllm"} & {*names} else None
     for name in names:
-        if name in small:
-            sides[name] = ours(small[name])
-        elif name == "lookup":
-            sides[name] = ours(small["int8"], speculate=8)
+        if name in kinds:
+            sides[name] = ours(small[kinds[name]], speculate=8 if name == "lookup" else 0)
         elif name == "q4_k_m":
             sides[name] = llama_cpp(path, torch.get_num_threads())
-        elif plain is not None and name == "fp32":
+        elif plain is not None and name == "plain":
             sides[name] = ours(plain)
         elif plain is not None and name == "transformers":
             sides[name] = theirs(plain)

@@ -9,6 +9,9 @@ loop: ``reference.moe``, one expert after the other. For its backward pass exper
 of modules would have them: cut out of one tensor, each would get a gradient as large as the whole tensor.
 decode: transformers' Qwen3MoeSparseMoeBlock with the experts implementation that its models choose by default, on the
 same weights, without gradients.
+floor: the least that the loop's 256 tokens can take in fp32 here, whoever multiplies: their operations at the measured
+ceiling of a large square product, or every weight read from memory once (the backward pass: twice, and each gradient
+written once), whichever takes longer.
 dense: forward and backward against a SwiGLU layer of width 6144, the same active parameters; routing is included.
 Allocator settings are those the training command uses.
 """
@@ -33,6 +36,7 @@ from twofold.base.malloc import ensure_malloc_settings
 from twofold.model.presets import preset
 from twofold.model.qwen3 import DenseMLP, SparseMLP
 from twofold.ops import reference
+from twofold.train.meter import ceiling
 
 RESULT = Path(__file__).parent / "results" / "moe-speed.json"
 TRAIN_TOKENS = 2048
@@ -130,6 +134,28 @@ def compare(name: str, ours: Step, theirs: Step, rounds: int) -> Row:
     return row
 
 
+def floor(layer: SparseMLP, tokens: int) -> Row:
+    """Milliseconds below which no fp32 layer gets on this machine, and what they are made of."""
+    weights = [layer.experts.gate_up_proj.detach(), layer.experts.down_proj.detach()]
+    size = sum(4 * weight.numel() for weight in weights)
+    flops = 2 * tokens * layer.k * sum(weight[0].numel() for weight in weights)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        for weight in weights:
+            weight.sum()
+        best = min(best, time.perf_counter() - start)
+    products, reading = 1000 * flops / ceiling(weights[0].device, torch.float32), 1000 * best
+    row = {
+        "ceiling_gflops": round(flops / products / 1e6, 1),
+        "bandwidth_gb_per_second": round(size / best / 1e9, 1),
+        "forward_ms": round(max(products, reading), 1),
+        "forward_and_backward_ms": round(max(3 * products, 3 * reading), 1),
+    }
+    print(f"floor {tokens} tokens: {row}", flush=True)
+    return row
+
+
 def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str]) -> dict[str, Row]:
     """All comparisons, by name."""
     generator = torch.Generator().manual_seed(1)
@@ -148,6 +174,7 @@ def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str
             name = f"decode {tokens} tokens, transformers {implementation}"
             results[name] = compare(name, ours, theirs, 4 * rounds)
     if "loop" in parts:
+        results["floor 256 tokens"] = floor(layer, 256)
         for tokens in (256, TRAIN_TOKENS):
             x_TD = inputs[tokens]
             forward = torch.no_grad()(lambda x_TD=x_TD: layer(x_TD, None))
