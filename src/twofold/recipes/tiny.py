@@ -150,8 +150,8 @@ class TinyFullConfig(TinyConfig):
     """With the control arms' settings."""
 
     student: StudentConfig = StudentConfig()
-    moe_s1: PretrainConfig = _s1(SPARSE, 300_000, copying=0, balance=0.02)
-    moe_s2: PretrainConfig = _s2(SPARSE, 700_000, balance=0.02)
+    moe_s1: PretrainConfig = _s1(SPARSE, 300_000, copying=0, balance=0.1)
+    moe_s2: PretrainConfig = _s2(SPARSE, 700_000, balance=0.1)
 
 
 def measured(full: MeasureConfig, *parts: str) -> MeasureConfig:
