@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
@@ -54,13 +55,15 @@ SIDES = ("int8", "float16", "fp32", "plain", "lookup", "q4_k_m", "q8_0", "transf
 PAIRS = [(ours, peer) for ours in ("int8", "float16") for peer in ("q4_k_m", "q8_0", "vllm")]
 PAIRS += [("fp32", "transformers"), ("fp32", "vllm"), ("fp32", "plain"), ("lookup", "q8_0"), ("lookup", "int8")]
 
+ONLY = {"lookup": "edit", "transformers": "n8"}  # the one case that a side is for
+
 Generate = Callable[[list[list[int]], int], None]  # prompts, new tokens of each
 
 _VLLM = """
 import json, sys
 from vllm import LLM, SamplingParams
 llm = LLM(sys.argv[1], skip_tokenizer_init=True, dtype="float32", max_model_len=1024, max_num_seqs=32,
-          enable_prefix_caching=False)
+          enable_prefix_caching=False, gpu_memory_utilization=0.25)  # of a CPU's memory, whatever its name
 print("ready", flush=True)
 for line in sys.stdin:
     prompts, new = json.loads(line)
@@ -129,11 +132,18 @@ def theirs(model: Qwen3) -> Generate:
     return generate
 
 
-def vllm(python: Path, model: Qwen3, folder: Path) -> Generate:
+def vllm(python: Path, model: Qwen3, folder: Path, threads: int) -> Generate:
     """vLLM in its own interpreter, kept running."""
     save_weights(model, folder)
     process = subprocess.Popen(
         [python, "-c", _VLLM, folder],
+        env={
+            **os.environ,
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+            "OMP_NUM_THREADS": str(threads),
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -174,7 +184,7 @@ def build(path: Path, names: Sequence[str], work: Path, vllm_python: Path | None
         elif plain is not None and name == "transformers":
             sides[name] = theirs(plain)
         elif plain is not None and name == "vllm" and vllm_python is not None:
-            sides[name] = vllm(vllm_python, plain, work)
+            sides[name] = vllm(vllm_python, plain, work, torch.get_num_threads())
         elif plain is not None and name == "q8_0":
             save_gguf(plain, tokenizer(path), work / "q8_0.gguf", "q8_0", "", "benchmark")
             sides[name] = llama_cpp(work / "q8_0.gguf", torch.get_num_threads())
@@ -215,7 +225,7 @@ def measure(
     tokens = coder.encode_with_special(Path(argparse.__file__).read_text())
     results: dict[str, dict[str, dict[str, float | list[float]]]] = {}
     for case in cases:
-        rates: dict[str, list[float]] = {name: [] for name in sides if (name == "lookup") <= (case == "edit")}
+        rates: dict[str, list[float]] = {name: [] for name in sides if ONLY.get(name, case) == case}
         for round_ in range(rounds + 1):  # the first warms up
             for name in rates:
                 prompts, new = prompts_of(case, tokens, coder, rng)
@@ -244,7 +254,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--threads", type=int, help="of every side but vLLM; all cores unless given")
+    parser.add_argument("--threads", type=int, help="of every side; all cores unless given")
     parser.add_argument("--vllm-python", type=Path, help="interpreter that has vLLM; without it that side is left out")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()

@@ -2,9 +2,10 @@
 
     python -m benchmarks.plan_check [--only NAME ...] [--scale 1.0] [--out FILE]
 
-The runs, of one to three minutes each: general pre-training of the tiny recipe's flagship on 0.6 M tokens, full fine-tuning of a 10 M model, and an
-adapter on one of 30 M, on conversations made here. Each is estimated first and then run; memory is the largest resident
-set of the process, time that of the training stage. Goals: 15 % of memory, 25 % of time. Needs a quiet machine.
+The runs, of one to three minutes each: general pre-training of the tiny recipe's flagship on 0.6 M tokens, full
+fine-tuning of a 10 M model, and an adapter on one of 30 M, on conversations made here. Each is estimated first and then
+run; memory is the largest resident set of the process, time that of the training stage. Goals: 15 % of memory, 25 % of
+time. Needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ SHAPES = {
     "30M": ModelShape(hidden_size=512, intermediate_size=1536, layers=8, heads=8, kv_heads=4, head_dim=64),
 }
 
+ROWS = {"10M": 480, "30M": 240}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -54,15 +57,16 @@ def runs(folder: Path, scale: float) -> dict[str, Run]:
     """The three runs; their checkpoints and conversations are written to ``folder``."""
     texts = [document.text for document in pydoc_topic_documents()]
     tokenizer = Tokenizer.train(texts, 4096)
-    data = folder / "data.jsonl"
-    write_jsonl(data, conversations(texts, round(2000 * scale)))
     for name, shape in SHAPES.items():
         model = Qwen3(shape.build(tokenizer.vocab_size, 1e4, 1024))
         model.init_weights(0)
         save_model(model, tokenizer, folder / name)
+        write_jsonl(folder / f"{name}.jsonl", conversations(texts, round(ROWS[name] * scale)))
 
     def sft(model: str, *more: str) -> Run:
-        return Run("sft", "sft", (f"init={folder / model}", f"data={data}", "train.epochs=1", *more), "rows")
+        return Run(
+            "sft", "sft", (f"init={folder / model}", f"data={folder / model}.jsonl", "train.epochs=1", *more), "rows"
+        )
 
     pretraining = Run("tiny", "s1", (f"s1.tokens={round(600_000 * scale)}", "s1.head_start={}"), "data")
     return {"tiny s1": pretraining, "sft full 10M": sft("10M"), "sft lora 30M": sft("30M", "train.method=lora")}

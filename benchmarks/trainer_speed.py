@@ -2,7 +2,7 @@
 
     python -m benchmarks.trainer_speed --peer-python PATH [--sizes 5M 30M] [--rounds 3] [--out FILE]
 
-Documents are functions and classes of Python's standard library as they come, 16 to 512 tokens, 32 a step; tokens a
+Documents are functions and classes of Python's standard library as they come, 16 to 512 tokens, 16 a step; tokens a
 second count those of documents, not padding. Ours is ``twofold.train.loop.Trainer`` as recipes use it, metrics and
 states included. Theirs pad each batch to its longest document, as their defaults do. Every run is a process of its own:
 peak memory is that of the process, with what it imports. Sides run in turn, and medians of per-round ratios are what
@@ -46,13 +46,13 @@ from twofold.train.objectives import CrossEntropy
 
 RESULT = Path(__file__).parent / "results" / "trainer-speed.json"
 SIDES = ("twofold", "transformers", "trl")
-VOCAB, PER_STEP, LONGEST, RATE = 8192, 32, 512, 1e-3
+VOCAB, PER_STEP, LONGEST, RATE = 8192, 16, 512, 1e-3
 WARM = 2  # steps that do not count
 SHAPES = {
     "5M": {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 5, "num_attention_heads": 4},
     "30M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
 }
-STEPS = {"5M": 14, "30M": 8}
+STEPS = {"5M": 12, "30M": 6}
 
 
 def shape(size: str) -> ModelConfig:

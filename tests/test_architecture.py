@@ -48,6 +48,7 @@ LAYERS = {
     "chat_cli": 7,
     "chat_view": 6,
     "model_cli": 7,
+    "plan_cli": 7,
     "serve_cli": 7,
 }
 TORCH_FREE = (
@@ -74,9 +75,13 @@ HEAVY = (
     "triton",
     "uvicorn",
     "datatrove",
+    "fsspec",
     "gguf",
     "peft",
     "tiktoken",
+    "tensorboard",
+    "trackio",
+    "wandb",
 )
 # Where a heavy package may be named at all.
 HEAVY_HOMES = {
@@ -84,9 +89,13 @@ HEAVY_HOMES = {
     "matplotlib": "report/plots.py",
     "gguf": "model/gguf_read.py",
     "fastapi": "serve/app.py",
+    "fsspec": "data/remote.py",
     "llguidance": "engine/grammar.py",
     "prometheus_client": "serve/metrics.py",
     "uvicorn": "serve/server.py",
+    "tensorboard": "train/trackers.py",
+    "trackio": "train/trackers.py",
+    "wandb": "train/trackers.py",
 }
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_FIELDS = 500, 70, 8, 20
@@ -364,6 +373,7 @@ def _matches(pattern: re.Pattern[str], paths: list[Path]) -> Iterator[str]:
 VARIANTS: dict[str, list[list[str]]] = {
     "tiny": [[], ["controls=true"]],
     "sft": [["init={tmp}", "data={tmp}/rows.jsonl"], ["init={tmp}", "data={tmp}/rows.jsonl", "train.method=lora"]],
+    "scaling": [[], ["proxy.optimizer=adamw", "widths=[16,24]"]],
 }
 
 

@@ -140,6 +140,22 @@ def run(
             run_chain(console, chain, folder, only, redo or [])
 
 
+@app.command("plan")
+def plan_run(
+    recipe_name: Annotated[str, typer.Argument(metavar="RECIPE", help=f"One of: {', '.join(RECIPES)}.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a configuration value; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the whole run.")] = 0,
+    price: Annotated[float | None, typer.Option(min=0, metavar="N", help="What an hour of this machine costs.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Estimate memory, time and cost of a recipe's stages from a few real steps of each."""
+    with one_line_errors(debug):
+        chain = build_chain(recipe_name, overrides or [], seed)
+        importlib.import_module("twofold.plan_cli").plan(recipe_name, chain, overrides or [], price, Console())
+
+
 @app.command()
 def chat(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],

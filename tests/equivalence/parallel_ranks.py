@@ -1,8 +1,8 @@
 """Training jobs as one of several processes, so that a test can start, compare and kill them.
 
 python parallel_ranks.py FOLDER JOBS: JOBS is JSON, a list of {"name", "moe", "muon", "steps", "parallel", "kill",
-"interrupt"}. Each job trains in FOLDER/name; the first process leaves the first step's gradients and the final weights
-beside the state.
+"interrupt", "precision"}. Each job trains in FOLDER/name; the first process leaves the first step's gradients and the
+final weights beside the state.
 """
 
 import json
@@ -68,7 +68,8 @@ class Source:
 def train(folder: Path, job: dict[str, Any]) -> Trainer:
     """Run one job; a job with "kill" ends this process by SIGKILL after that step's update."""
     model = make_model(job["moe"])
-    parallel = parallelise(model, ParallelConfig(**job.get("parallel", {})))
+    precision = job.get("precision", "fp32")
+    parallel = parallelise(model, ParallelConfig(precision=precision, **job.get("parallel", {})))
     optim = OptimConfig(
         muon_lr=0.02 if job["muon"] else 0.0, adam_lr=3e-3, warmup=2, weight_decay=0.01, decay="cosine", end=0.1,
     )  # fmt: skip
@@ -92,7 +93,7 @@ def train(folder: Path, job: dict[str, Any]) -> Trainer:
 
     objective = CrossEntropy(balance=0.02 if job["moe"] else 0.0)
     trainer = Trainer(model, Source(), objective, optim, job["steps"], folder / job["name"], on_step)
-    trainer.fit(FitConfig(split=job.get("split", 1)), parallel=parallel)
+    trainer.fit(FitConfig(split=job.get("split", 1), precision=precision), parallel=parallel)
     weights = collect(model, parallel).state_dict()
     if dist.world().rank == 0:
         save_state(folder / job["name"] / "final", weights, {})

@@ -119,6 +119,28 @@ def test_two_processes_equal_one(job: str, two: Path, alone: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_in_bf16_are_as_near_to_fp32_as_one(here: ModuleType, alone: Path, tmp_path: Path) -> None:
+    """They add rounded products in another order, so there is no equality; gradients and weights are fp32."""
+    jobs = [job | {"precision": "bf16"} for job in jobs_of(WAYS)]
+    start(2, tmp_path, jobs)
+    for job in jobs_of({"one": {}}):
+        here.train(tmp_path, job | {"precision": "bf16"})
+    for name, kind in ((job["name"], job["name"].rpartition("-")[2]) for job in jobs):
+        rows, wanted = (read_jsonl(f / "metrics.jsonl") for f in (tmp_path / name, alone / f"alone-{kind}"))
+        for row, expected in zip(rows, wanted, strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], abs=0.02), name
+        exact, one, many = (
+            load_state(folder / "gradients")[0]
+            for folder in (alone / f"alone-{kind}", tmp_path / f"one-{kind}", tmp_path / name)
+        )
+        for key, truth in exact.items():
+            assert many[key].dtype == torch.float32, (name, key)
+            errors = [float((gradients[key] - truth).norm() / truth.norm()) for gradients in (one, many)]
+            assert 0 < errors[1] < 2 * errors[0] + 0.02, (name, key, errors)
+        assert {t.dtype for t in load_state(tmp_path / name / "final")[0].values()} == {torch.float32}
+
+
+@pytest.mark.slow
 def test_four_processes_equal_one(alone: Path, tmp_path: Path) -> None:
     start(4, tmp_path, jobs_of(WAYS_OF_FOUR))
     for job in jobs_of(WAYS_OF_FOUR):

@@ -1,4 +1,4 @@
-"""Metrics on disk and process facts: JSON Lines that survive a resume, threads, peak memory.
+"""Metrics on disk and process facts: JSON Lines that survive a resume, memory now and at most.
 
 Not here: progress display (``progress.py``) and plots (the report).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,24 @@ class MetricsLog:
         return read_jsonl(self.path) if self.path.exists() else []
 
 
+def memory_bytes() -> int:
+    """Resident set of this process now; where the system does not say, the largest so far."""
+    return _status("VmRSS") or peak_memory_bytes()
+
+
 def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far."""
+    """Largest resident set of this process so far, not counting that of the process which started it."""
+    found = _status("VmHWM")  # Linux carries a parent's peak over into ru_maxrss
+    if found is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status(name: str) -> int | None:
+    """A size from what Linux tells of this process, in bytes."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None

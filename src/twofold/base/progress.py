@@ -15,7 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichBars
 
+WIDTH = 100  # columns of a line for a log, and the fewest that a terminal's line is made for
 PLAIN_INTERVAL_SECONDS = 10.0
+_BAR = 10
 RATE_WINDOW_SECONDS = 60.0
 
 Metric = float | int | str
@@ -25,7 +27,8 @@ class Progress(Protocol):
     """What a stage reports to.
 
     start: begin a phase of ``total`` units (may be called again for a next phase). update: ``done`` units are done
-    in all, with the latest metrics. finish: the display goes away; calling it twice is harmless.
+    in all, with the latest metrics, the most important first: those that a line has no room for are left out. finish:
+    the display goes away; calling it twice is harmless.
     """
 
     def start(self, total: float, unit: str = "step") -> None: ...
@@ -89,9 +92,10 @@ class PlainProgress:
         if now - self.last_line < self.interval_seconds:
             return
         self.last_line = now
-        share = f"{100 * done / self.total:.0f} %" if self.total else ""
-        parts = [count_text(done, self.total, self.unit), share, eta_text(self.rate, self.total), metrics_text(metrics)]
-        print(f"  {self.title}: " + "  ".join(part for part in parts if part), file=self.stream, flush=True)
+        parts = [count_text(done, self.total, self.unit), eta_text(self.rate, self.total)]
+        line = f"  {self.title}: " + "  ".join(part for part in parts if part)
+        shown = metrics_text(metrics, WIDTH - len(line) - 2)
+        print(f"{line}  {shown}".rstrip(), file=self.stream, flush=True)
 
     def finish(self) -> None:
         return None
@@ -102,9 +106,10 @@ class RichProgress:
 
     def __init__(self, console: Console, title: str) -> None:
         self.total, self.unit, self.rate = 0.0, "step", Rate()
+        self.console, self.title = console, title
         self.bars = RichBars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=_BAR),
             TextColumn("{task.fields[count]}", style="cyan"),
             TextColumn("{task.fields[eta]}", style="magenta"),
             TextColumn("{task.fields[metrics]}", style="dim"),
@@ -122,13 +127,10 @@ class RichProgress:
 
     def update(self, done: float, **metrics: Metric) -> None:
         self.rate.add(time.monotonic(), done)
-        self.bars.update(
-            self.task,
-            completed=done,
-            count=count_text(done, self.total, self.unit),
-            eta=eta_text(self.rate, self.total),
-            metrics=escape(metrics_text(metrics)),
-        )
+        count, eta = count_text(done, self.total, self.unit), eta_text(self.rate, self.total)
+        taken = len(self.title) + _BAR + len(count) + len(eta) + 4  # a space between columns
+        shown = escape(metrics_text(metrics, self.console.width - taken))
+        self.bars.update(self.task, completed=done, count=count, eta=eta, metrics=shown)
 
     def finish(self) -> None:
         self.bars.stop()
@@ -153,11 +155,15 @@ def eta_text(rate: Rate, total: float) -> str:
     return "" if seconds is None else f"ETA {duration_text(seconds)}"
 
 
-def metrics_text(metrics: dict[str, Metric]) -> str:
-    """``loss 2.31  lr 0.003``: numbers to four significant digits."""
-    return "  ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
-    )
+def metrics_text(metrics: dict[str, Metric], room: int | None = None) -> str:
+    """``loss 2.31  lr 0.003``: numbers to four significant digits, in order, as many as fit in ``room`` characters."""
+    text = ""
+    for name, value in metrics.items():
+        part = f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        longer = f"{text}  {part}" if text else part
+        if room is None or len(longer) <= room:
+            text = longer
+    return text
 
 
 def duration_text(seconds: float) -> str:

@@ -1,15 +1,16 @@
 """Packed pre-training batches from token shards, and fixed evaluation windows.
 
-A step is a flat stream of document pieces; every piece is an attention sequence of its own. Sources are mixed by
-share of tokens, and the whole state is a handful of integers, so a run resumes exactly.
-Not here: loss weights other than 1, chats (rendered elsewhere), tokenisation. Legend: T tokens, S pieces.
+A step is a flat stream of document pieces; every piece is an attention sequence of its own, unless that is turned off.
+Sources are mixed by share of tokens, and the whole state is a few integers, so a run resumes exactly.
+Not here: chats (rendered elsewhere), tokenisation, making batches ahead of time (prefetch.py). Legend: T tokens, S
+sequences.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,105 +18,12 @@ import torch
 
 from twofold.base.batch import TokenBatch
 from twofold.base.records import InputError
+from twofold.data.pieces import Cursor, EntryReader, LengthMix, MixtureEntry, Piece
 from twofold.data.shards import Shard
 
-LengthMix = tuple[tuple[float, int, int], ...]
+Packing = Literal["stream", "best_fit"]
 
-_CAP_BLOCK = 4096  # length caps are drawn in blocks of this many
-_CAP_STREAM, _ORDER_STREAM = 1, 2  # independent random streams of one seed
-
-
-@dataclass(frozen=True)
-class MixtureEntry:
-    """One source of a mixture.
-
-    Attributes:
-        weight: relative share of tokens, 0 only for a source that has a head start.
-        shuffle: False keeps the stored order (curricula).
-        head_start: tokens drawn from this source before the mixture begins, on top of its share.
-    """
-
-    name: str
-    shard: Shard
-    weight: float
-    shuffle: bool = True
-    head_start: int = 0
-
-
-@dataclass(slots=True)
-class _Cursor:
-    """Where one source stands: document ``position`` of ``epoch``, ``offset`` tokens into it; totals drawn so far."""
-
-    epoch: int = 0
-    position: int = 0
-    offset: int = 0
-    pieces: int = 0
-    tokens: int = 0
-
-
-class _EntryReader:
-    """Cuts the documents of one source into pieces, in order, for ever."""
-
-    def __init__(self, index: int, entry: MixtureEntry, length_mix: LengthMix, seed: int) -> None:
-        self.tokens = entry.shard.tokens
-        self.cursor = _Cursor()
-        self._index = index
-        self._seed = seed
-        self._shuffle = entry.shuffle
-        self._lows = np.array([low for _, low, _ in length_mix], dtype=np.int64)
-        self._highs = np.array([high for _, _, high in length_mix], dtype=np.int64)
-        chances = np.array([share / ((low + high) / 2) for share, low, high in length_mix])
-        self._edges = np.cumsum(chances / chances.sum())
-        offsets = entry.shard.offsets
-        usable = np.diff(offsets) >= 2  # a document of one token predicts nothing
-        if not usable.any():
-            raise InputError(f"source {entry.name!r} has no document of at least 2 tokens; check how it was tokenised")
-        self._starts = offsets[:-1][usable]
-        self._ends = offsets[1:][usable] - 1  # the last token is only a target
-        self._order_epoch = -1
-        self._cap_block = -1
-        self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._caps: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def next_piece(self) -> tuple[int, int]:
-        """Start and end of the next piece's input tokens in the shard; targets are the same shifted by one."""
-        cursor = self.cursor
-        if cursor.epoch != self._order_epoch:
-            self._load_order(cursor.epoch)
-        block, place = divmod(cursor.pieces, _CAP_BLOCK)
-        if block != self._cap_block:
-            self._load_caps(block)
-        document = self._order[cursor.position]
-        start = int(self._starts[document]) + cursor.offset
-        document_end = int(self._ends[document])
-        end = min(start + int(self._caps[place]), document_end)
-        cursor.pieces += 1
-        cursor.tokens += end - start
-        if end < document_end:
-            cursor.offset += end - start
-            return start, end
-        cursor.offset = 0
-        cursor.position += 1
-        if cursor.position == len(self._order):
-            cursor.position = 0
-            cursor.epoch += 1
-        return start, end
-
-    def _load_order(self, epoch: int) -> None:
-        count = len(self._starts)
-        if self._shuffle:
-            generator = np.random.default_rng([self._seed, _ORDER_STREAM, self._index, epoch])
-            self._order = generator.permutation(count)
-        else:
-            self._order = np.arange(count)
-        self._order_epoch = epoch
-
-    def _load_caps(self, block: int) -> None:
-        generator = np.random.default_rng([self._seed, _CAP_STREAM, self._index, block])
-        bucket = np.searchsorted(self._edges, generator.random(_CAP_BLOCK), side="right")
-        bucket = np.minimum(bucket, len(self._edges) - 1)
-        self._caps = generator.integers(self._lows[bucket], self._highs[bucket] + 1)
-        self._cap_block = block
+_POOL = 128  # pieces that best-fit packing chooses from
 
 
 class PackedSource:
@@ -123,12 +31,18 @@ class PackedSource:
 
     Args:
         sources: mixture entries; names are distinct.
-        tokens_per_step: tokens of a step on average. A step stops at the first piece that reaches the target, what
-            was drawn too much is taken off the next one; no step exceeds tokens_per_step + its longest piece.
+        tokens_per_step: tokens of a step, as ``packing`` says.
         length_mix: (share, low, high) triples. Each piece is capped at a length drawn uniformly from low..high of
             a triple; shares are of tokens, where documents are long enough.
         seed: of the document order and the piece lengths; 0 or more.
         micro_batches: parts that a step is cut into at piece boundaries (fewer when a step has fewer pieces).
+        packing: ``stream`` takes pieces as they come: a step stops at the first piece that reaches the target, what was
+            drawn too much is taken off the next one, so tokens_per_step holds on average and no step exceeds it by more
+            than its longest piece. ``best_fit`` never exceeds tokens_per_step / micro_batches in a micro-batch: the
+            piece that has waited longest goes first, then always the longest of the next 128 that still fits.
+        mask_documents: False lets tokens see the documents before theirs: neighbouring pieces are joined to sequences
+            of at most the longest length in ``length_mix``. The predictions are the same ones; where a document ends
+            within a sequence its last token stays between, with weight 0.
 
     Raises:
         InputError: no sources, a weight or length that is not positive, or a source without usable documents.
@@ -141,6 +55,8 @@ class PackedSource:
         length_mix: LengthMix,
         seed: int,
         micro_batches: int = 1,
+        packing: Packing = "stream",
+        mask_documents: bool = True,
     ) -> None:
         mix = tuple((float(share), int(low), int(high)) for share, low, high in length_mix)
         _check(sources, tokens_per_step, mix, seed, micro_batches)
@@ -148,12 +64,22 @@ class PackedSource:
         self._shares = [entry.weight / total for entry in sources]
         self._head_starts = [entry.head_start for entry in sources]
         self._names = [entry.name for entry in sources]
-        self._readers = [_EntryReader(index, entry, mix, seed) for index, entry in enumerate(sources)]
+        self._readers = [EntryReader(index, entry, mix, seed) for index, entry in enumerate(sources)]
         self._tokens_per_step = tokens_per_step
         self._micro_batches = micro_batches
         self._carry = 0
         self._steps = 0
-        self._identity = {
+        self._pool: list[Piece] = []  # drawn and not handed out yet, the oldest first
+        self._best_fit, self._masked = packing == "best_fit", mask_documents
+        self._longest = max(high for _, _, high in mix)
+        self._room = tokens_per_step // micro_batches
+        needed = self._longest + (not mask_documents)
+        if self._best_fit and self._room < needed:
+            raise InputError(
+                f"best-fit packing needs micro-batches of at least {needed} tokens, for the longest piece, and they "
+                f"have {self._room}; raise tokens_per_step or lower length_mix"
+            )
+        self._identity: dict[str, Any] = {
             "seed": seed,
             "tokens_per_step": tokens_per_step,
             "length_mix": [list(triple) for triple in mix],
@@ -162,6 +88,11 @@ class PackedSource:
                 [e.name, e.shard.sha256, len(e.shard), float(e.weight), e.shuffle, e.head_start] for e in sources
             ],
         }
+        # Named only where they are not the usual ones, so that states from before they existed still fit.
+        self._identity |= {"packing": packing} if self._best_fit else {}
+        self._identity |= {} if mask_documents else {"mask_documents": False}
+        limits = [list(e.lengths) for e in sources]
+        self._identity |= {"lengths": limits} if any(limit != [2, None] for limit in limits) else {}
 
     @property
     def can_checkpoint(self) -> bool:
@@ -169,29 +100,37 @@ class PackedSource:
         return True
 
     @property
+    def can_prefetch(self) -> bool:
+        """Always True: what comes next depends on the data alone."""
+        return True
+
+    @property
     def tokens_by_source(self) -> dict[str, int]:
-        """Tokens drawn from each source so far."""
-        return {name: reader.cursor.tokens for name, reader in zip(self._names, self._readers, strict=True)}
+        """Tokens handed out of each source so far."""
+        waiting = Counter({index: 0 for index in range(len(self._readers))})
+        for piece in self._pool:
+            waiting[piece.entry] += piece.tokens
+        return {name: self._readers[i].cursor.tokens - waiting[i] for i, name in enumerate(self._names)}
 
     @property
     def epochs_by_source(self) -> dict[str, float]:
         """Passes over the documents of each source so far (documents finished / documents)."""
         pairs = zip(self._names, self._readers, strict=True)
-        return {name: r.cursor.epoch + r.cursor.position / len(r._starts) for name, r in pairs}
+        return {name: r.cursor.epoch + r.cursor.position / r.count for name, r in pairs}
 
     def next_step(self) -> list[TokenBatch]:
         """Draw one step: 1 to ``micro_batches`` flat batches of about equal size."""
-        budget = self._tokens_per_step - self._carry
-        spans: list[tuple[int, int, int]] = []
-        drawn = 0
-        while drawn < budget or not spans:
-            entry = self._most_behind()
-            start, end = self._readers[entry].next_piece()
-            spans.append((entry, start, end))
-            drawn += end - start
-        self._carry = min(drawn - budget, self._tokens_per_step)
         self._steps += 1
-        return [self._batch(part) for part in _split_spans(spans, self._micro_batches)]
+        if self._best_fit:
+            return [self._batch(self._fill(self._room)) for _ in range(self._micro_batches)]
+        budget = self._tokens_per_step - self._carry
+        pieces: list[Piece] = []
+        drawn = 0
+        while drawn < budget or not pieces:
+            pieces.append(self._draw())
+            drawn += pieces[-1].tokens
+        self._carry = min(drawn - budget, self._tokens_per_step)
+        return [self._batch(part) for part in _split_pieces(pieces, self._micro_batches)]
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
@@ -199,7 +138,8 @@ class PackedSource:
             {"epoch": c.epoch, "position": c.position, "offset": c.offset, "pieces": c.pieces, "tokens": c.tokens}
             for c in (reader.cursor for reader in self._readers)
         ]
-        return {"identity": self._identity, "cursors": cursors, "carry": self._carry, "steps": self._steps}
+        state = {"identity": self._identity, "cursors": cursors, "carry": self._carry, "steps": self._steps}
+        return state | ({"pool": [list(piece) for piece in self._pool]} if self._best_fit else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state`` was taken.
@@ -208,13 +148,15 @@ class PackedSource:
             InputError: the state belongs to other data or settings; the message names what differs.
         """
         identity = state.get("identity", {})
-        changed = [name for name, value in self._identity.items() if identity.get(name) != value]
+        names = dict.fromkeys((*self._identity, *identity))
+        changed = [name for name in names if identity.get(name) != self._identity.get(name)]
         if changed:
             raise InputError(
                 f"the saved data state was made with other {', '.join(changed)}; restore them or start this stage anew"
             )
         for reader, saved in zip(self._readers, state["cursors"], strict=True):
-            reader.cursor = _Cursor(**saved)
+            reader.cursor = Cursor(**saved)
+        self._pool = [Piece(*fields) for fields in state.get("pool", [])]
         self._carry = int(state["carry"])
         self._steps = int(state["steps"])
 
@@ -229,12 +171,61 @@ class PackedSource:
         deficits = [share * total - count for share, count in zip(self._shares, counts, strict=True)]
         return deficits.index(max(deficits))
 
-    def _batch(self, spans: list[tuple[int, int, int]]) -> TokenBatch:
-        readers = self._readers
-        tokens = np.concatenate([readers[entry].tokens[start:end] for entry, start, end in spans])
-        targets = np.concatenate([readers[entry].tokens[start + 1 : end + 1] for entry, start, end in spans])
-        lengths = np.array([end - start for _, start, end in spans], dtype=np.int64)
-        return _token_batch(tokens, targets, lengths, [entry for entry, _, _ in spans])
+    def _draw(self) -> Piece:
+        return self._readers[self._most_behind()].next_piece()
+
+    def _fill(self, room: int) -> list[Piece]:
+        """Pieces for one micro-batch of at most ``room`` tokens, the longest-waiting one first, then best fit.
+
+        A last token that may stand between joined documents is counted too.
+        """
+        chosen: list[Piece] = []
+        while True:
+            while len(self._pool) < _POOL:
+                self._pool.append(self._draw())
+            sizes = [piece.end - piece.start + (piece.last and not self._masked) for piece in self._pool]
+            fitting = [place for place, size in enumerate(sizes) if size <= room]
+            if not fitting:
+                return chosen
+            best = max(fitting, key=sizes.__getitem__) if chosen else 0  # the first of equals: the oldest
+            chosen.append(self._pool.pop(best))
+            room -= sizes[best]
+
+    def _batch(self, pieces: list[Piece]) -> TokenBatch:
+        tokens, targets = [], []
+        for piece in pieces:
+            read = self._readers[piece.entry].documents.read(piece.start, piece.end + 1)
+            tokens.append(read[:-1])
+            targets.append(read[1:])
+        if not self._masked:
+            return self._joined(pieces, tokens, targets)
+        lengths = np.array([piece.tokens for piece in pieces], dtype=np.int64)
+        return _token_batch(np.concatenate(tokens), np.concatenate(targets), lengths, [piece.entry for piece in pieces])
+
+    def _joined(
+        self, pieces: list[Piece], tokens: list[npt.NDArray[Any]], targets: list[npt.NDArray[Any]]
+    ) -> TokenBatch:
+        """Neighbouring pieces as one sequence each; its source is the one that most of its tokens are from."""
+        lengths: list[int] = []
+        sources: list[Counter[int]] = []
+        between: list[int] = []  # places in the stream of last tokens, which predict nothing
+        for place, piece in enumerate(pieces):
+            end = int(place > 0 and pieces[place - 1].last)
+            if place and lengths[-1] + end + piece.tokens <= self._longest:
+                if end:
+                    last = targets[place - 1][-1:]
+                    tokens[place - 1] = np.concatenate([tokens[place - 1], last])
+                    targets[place - 1] = np.concatenate([targets[place - 1], tokens[place][:1]])
+                    between.append(sum(lengths))
+                lengths[-1] += end + piece.tokens
+                sources[-1][piece.entry] += piece.tokens
+            else:
+                lengths.append(piece.tokens)
+                sources.append(Counter({piece.entry: piece.tokens}))
+        most = [count.most_common(1)[0][0] for count in sources]
+        batch = _token_batch(np.concatenate(tokens), np.concatenate(targets), np.array(lengths), most)
+        batch.weights_T[between] = 0.0
+        return batch
 
 
 def eval_windows(
@@ -291,16 +282,16 @@ def _token_batch(
     )
 
 
-def _split_spans(spans: list[tuple[int, int, int]], parts: int) -> list[list[tuple[int, int, int]]]:
-    """Cut at piece boundaries into at most ``parts`` non-empty runs of about equal tokens."""
-    total = sum(end - start for _, start, end in spans)
-    runs: list[list[tuple[int, int, int]]] = [[]]
+def _split_pieces(pieces: list[Piece], parts: int) -> list[list[Piece]]:
+    """Cut into at most ``parts`` non-empty runs of about equal tokens."""
+    total = sum(piece.tokens for piece in pieces)
+    runs: list[list[Piece]] = [[]]
     drawn = 0
-    for span in spans:
+    for piece in pieces:
         if runs[-1] and len(runs) < parts and drawn * parts >= total * len(runs):
             runs.append([])
-        runs[-1].append(span)
-        drawn += span[2] - span[1]
+        runs[-1].append(piece)
+        drawn += piece.tokens
     return runs
 
 
@@ -317,6 +308,10 @@ def _check(
             raise InputError(f"weight and head start of {entry.name!r} must be 0 or more")
         if entry.weight == 0 and entry.head_start == 0:
             raise InputError(f"{entry.name!r} has neither a weight nor a head start; leave the entry out instead")
+        if entry.lengths[1] is not None and entry.lengths[1] < max(2, entry.lengths[0]):
+            raise InputError(
+                f"lengths of {entry.name!r} must be (fewest, most) tokens with most >= 2, got {entry.lengths}"
+            )
     if not any(entry.weight > 0 for entry in sources):
         raise InputError("a mixture needs at least one entry with a weight above 0")
     if tokens_per_step < 1 or micro_batches < 1 or seed < 0:

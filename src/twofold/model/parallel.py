@@ -12,7 +12,7 @@ dimension, E experts, k experts per token, A chosen experts of this rank's token
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,8 @@ class ParallelConfig(Config):
     replicate: copies of the sharded model (HSDP). context: ranks that share each micro-batch's tokens. tensor: ranks
     that share heads, inner columns and experts of each layer. experts: experts stay where they are, one share for each
     rank of shard x context, and tokens travel; without it they are gathered as all weights are. recompute: activations
-    that are computed again in the backward pass.
+    that are computed again in the backward pass. precision: "bf16" gathers weights in bf16 and computes with those;
+    shards, gradients and their sums are fp32 (FSDP2's mixed precision).
     """
 
     replicate: int = 1
@@ -47,6 +48,7 @@ class ParallelConfig(Config):
     tensor: int = 1
     experts: bool = False
     recompute: Recompute = "none"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Parallel:
 
     data: ranks that have different micro-batches. tokens: ranks that have different tokens. context: ranks that share
     a micro-batch. partial: parameters whose gradient is the sum over these ranks, still to be taken after a step.
+    precision: in which gathered weights are computed with.
     """
 
     world: Ranks = ALONE
@@ -63,6 +66,7 @@ class Parallel:
     context: Ranks = ALONE
     tensor: int = 1
     partial: dict[str, Ranks] = field(default_factory=dict)
+    precision: str = "fp32"
 
     def mine(self, batch: TokenBatch) -> TokenBatch:
         """The micro-batch with loss weights on this rank's tokens only."""
@@ -120,7 +124,8 @@ def parallelise(model: Qwen3, config: ParallelConfig) -> Parallel:
         _context_parallel(model, parallel.context)
     recompute(model, config.recompute)
     if parallel.tokens.size > 1:
-        _shard(model, mesh["replicate", "shard"] if replicate > 1 else mesh["shard"])
+        _shard(model, mesh["replicate", "shard"] if replicate > 1 else mesh["shard"], config.precision)
+        parallel.precision = config.precision
     return parallel
 
 
@@ -269,6 +274,7 @@ def run_experts(
     x_BD: torch.Tensor, weights_B: torch.Tensor, ids_B: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
 ) -> torch.Tensor:
     """One expert for each row, [B, D]. Without rows the experts get a gradient of zero all the same."""
+    gate_up, down = gate_up.to(x_BD.dtype), down.to(x_BD.dtype)  # experts that stay in place keep their type
     if len(x_BD):
         return moe_ops.moe(x_BD, weights_B[:, None], ids_B[:, None], gate_up, down)
     return x_BD + 0.0 * (gate_up.sum() + down.sum() + weights_B.sum())
@@ -334,9 +340,9 @@ class _OpenRouting:
         self.probs, self.ids = routing.probs, routing.ids
 
 
-def _shard(model: Qwen3, mesh: Any) -> None:
+def _shard(model: Qwen3, mesh: Any, precision: str) -> None:
     """Every layer a unit, embedding and head with the model itself; gradients are summed, not averaged."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     def open_routing(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(_OpenRouting(arg) if isinstance(arg, Routing) else arg for arg in args)
@@ -345,8 +351,11 @@ def _shard(model: Qwen3, mesh: Any) -> None:
     settled = {
         parameter for module in model.modules() if isinstance(module, _SentExperts) for parameter in module.parameters()
     }
+    # Inputs of layers are in bf16 by themselves, and casting them would copy the routing that is filled inside.
+    lowered = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    policy = lowered if precision == "bf16" else MixedPrecisionPolicy()
     for unit in [*model.model.layers, model]:
-        fully_shard(unit, mesh=mesh, ignored_params=settled)
+        fully_shard(unit, mesh=mesh, ignored_params=settled, mp_policy=policy)
     for unit in model.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)

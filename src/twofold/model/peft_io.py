@@ -1,8 +1,9 @@
 """Adapters as files, in PEFT's format: adapter_config.json and adapter_model.safetensors, read and written.
 
 Stacked experts are read in both of PEFT's forms: factors of each expert under its own name (PEFT on transformers 4,
-vLLM), and one tensor for all experts of a layer (PEFT's target_parameters on transformers 5). What an adapter needs and
-this model has not (DoRA, biases, whole modules saved beside it) is an error. Imports no peft.
+vLLM), and one tensor for all experts of a layer (PEFT's target_parameters on transformers 5). Rows of new tokens that
+are trained with an adapter are part of it (PEFT's trainable_token_indices). What an adapter needs and this model has
+not (DoRA, biases, whole modules saved beside it) is an error. Imports no peft.
 
 Shape legend: r rank, I inputs, O outputs, E experts.
 """
@@ -26,12 +27,14 @@ from twofold.base.records import InputError
 from twofold.model.lora import LowRank, Place, activate, adaptable, adapter_factors, all_places, install
 from twofold.model.quantised import QuantExperts, QuantLinear
 from twofold.model.qwen3 import Qwen3
+from twofold.model.vocab import put_rows, trained_rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FINGERPRINT = "twofold_base"  # key in the header of the weights
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _ONE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)(\.\w+)")
+_ROWS = re.compile(r"base_model\.model\.(.+)\.token_adapter\.trainable_tokens_delta")  # the rows, whatever it says
 _ALL_EXPERTS = re.compile(r"(.+\.experts)(\.base_layer)?")
 # Keys that say nothing about the function, or are honoured here; any other key must be empty, false or null.
 _UNDERSTOOD = {
@@ -47,6 +50,7 @@ _UNDERSTOOD = {
         "bias",
     ),
     *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    "trainable_token_indices",
     *("init_lora_weights", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
@@ -56,7 +60,7 @@ Factors = dict[str, LowRank]
 
 
 def save_adapter(model: Qwen3, name: str, folder: Path, base: str | None = None, per_expert: bool = False) -> None:
-    """Write adapter ``name`` as a folder that PEFT loads.
+    """Write adapter ``name`` as a folder that PEFT loads, with the rows of new tokens that are being trained.
 
     Args:
         base: what ``base_model_name_or_path`` says, a hub id or a folder. per_expert: write a shared "gate_up_proj" of
@@ -74,15 +78,20 @@ def save_adapter(model: Qwen3, name: str, folder: Path, base: str | None = None,
         for key, A_rI, B_Or in _to_peft(path, factor, stacked, set(factors)):
             tensors[f"{_PREFIX}{key}.lora_A.weight"] = A_rI.detach().cpu().contiguous()
             tensors[f"{_PREFIX}{key}.lora_B.weight"] = B_Or.detach().cpu().contiguous()
+    rows = trained_rows(model)
+    for path, (_, values_ND) in rows.items():
+        tensors[f"{_PREFIX}{path}.token_adapter.trainable_tokens_delta"] = values_ND.cpu().contiguous()
+    indices = {path.rpartition(".")[2]: [*range(first, first + len(values))] for path, (first, values) in rows.items()}
     fingerprint = base_fingerprint(model)
     data = save(tensors, metadata={"format": "pt"})
     with atomic_path(Path(folder) / WEIGHTS) as temporary:
         temporary.write_bytes(_labelled(data, fingerprint) if fingerprint else data)
-    write_json(Path(folder) / CONFIG, _config(model, factors, base, stacked))
+    config = _config(model, factors, base, stacked) | ({"trainable_token_indices": indices} if indices else {})
+    write_json(Path(folder) / CONFIG, config)
 
 
 def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, same_base: bool = True) -> None:
-    """Attach and activate the adapter in ``folder`` under ``name``.
+    """Attach and activate the adapter in ``folder`` under ``name``; rows of tokens in it replace the model's for good.
 
     Args:
         train: its factors take gradients; otherwise nothing does. same_base: refuse an adapter that was written here
@@ -99,6 +108,7 @@ def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, sam
             f"{folder / CONFIG}: lora_dropout is not supported in training; set it to 0 there, or train=False"
         )
     tensors, fingerprint = _read_weights(Path(folder) / WEIGHTS)
+    rows = {match[1]: tensors.pop(key) for key in list(tensors) if (match := _ROWS.fullmatch(key))}
     here = base_fingerprint(model)
     if same_base and fingerprint and here and fingerprint != here:
         raise InputError(
@@ -107,6 +117,10 @@ def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, sam
         )
     factors = _to_factors(model, tensors, config, Path(folder) / WEIGHTS)
     _check_complete(all_places(model), factors, config, Path(folder) / WEIGHTS)
+    indices = config.get("trainable_token_indices") or {}
+    for path, values_ND in rows.items():
+        ids = indices.get(path.rpartition(".")[2], ()) if isinstance(indices, dict) else indices
+        put_rows(model, path, ids, values_ND)
     install(model, name, factors)
     activate(model, name, train)
 

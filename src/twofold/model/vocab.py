@@ -9,6 +9,9 @@ Shape legend: V vocabulary rows, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -92,6 +95,35 @@ def keep_new_rows(model: Qwen3) -> None:
         thaw(model)
 
 
+def trained_rows(model: Qwen3) -> dict[str, tuple[int, torch.Tensor]]:
+    """The rows that are being trained: the first one's number and all values [count, D], by the table's path."""
+    found = {}
+    for path, table in _tables_by_path(model).items():
+        if parametrize.is_parametrized(table, "weight"):
+            new = cast(NewRows, cast(nn.ModuleList, cast(nn.ModuleDict, table.parametrizations)["weight"])[0])
+            found[path] = (new.first, new.rows.detach())
+    return found
+
+
+@torch.no_grad()
+def put_rows(model: Qwen3, path: str, ids: Sequence[int], rows: torch.Tensor) -> None:
+    """Write rows [count, D] over those of the tokens ``ids``, in the table at ``path``.
+
+    Raises:
+        InputError: no such table, rows that it does not have, or another width.
+    """
+    table = _tables_by_path(model).get(path)
+    if table is None:
+        raise InputError(f"rows for {path}, which this model has not (its tables: {', '.join(_tables_by_path(model))})")
+    count, width = table.weight.shape
+    if tuple(rows.shape) != (len(ids), width) or not all(0 <= i < count for i in ids):
+        raise InputError(
+            f"rows of shape {tuple(rows.shape)} for tokens {min(ids, default=0)}..{max(ids, default=0)} do not fit "
+            f"{path} of {count} rows of {width}; load the base that has these tokens"
+        )
+    table.weight[list(ids)] = rows.to(table.weight)
+
+
 def freeze_base(model: Qwen3) -> None:
     """Freeze every parameter but factors of adapters and new rows."""
     for name, parameter in model.named_parameters():
@@ -111,5 +143,9 @@ def _training_rows(model: Qwen3) -> bool:
 
 
 def _tables(model: Qwen3) -> list[nn.Embedding | nn.Linear]:
-    tables: list[nn.Embedding | nn.Linear] = [model.model.embed_tokens]
-    return tables if model.config.tie_word_embeddings else [*tables, model.lm_head]
+    return list(_tables_by_path(model).values())
+
+
+def _tables_by_path(model: Qwen3) -> dict[str, nn.Embedding | nn.Linear]:
+    tables: dict[str, nn.Embedding | nn.Linear] = {"model.embed_tokens": model.model.embed_tokens}
+    return tables if model.config.tie_word_embeddings else tables | {"lm_head": model.lm_head}

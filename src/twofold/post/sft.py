@@ -87,7 +87,7 @@ class ChatSource:
         InputError: no example, or one without any trained token (it would be a silent no-op).
     """
 
-    can_checkpoint = True
+    can_checkpoint = can_prefetch = True
 
     def __init__(
         self, examples: Sequence[Example], batch_size: int, seed: int, micro_tokens: int | None = None

@@ -68,7 +68,8 @@ class StageContext:
     inputs: finished artefact folders of the stages it needs, by name; read only. out: write the artefact's files
     here; it is empty at the start of every attempt and becomes the artefact on success. work: resumable state; it
     survives a kill, is removed on success, and whatever must outlive an interruption belongs there. Files under
-    ``out/volatile/`` are kept and checked but do not count as content (timings, throughput).
+    ``out/volatile/`` are kept and checked but do not count as content (timings, throughput). track: trackers that get
+    the rows of training.
     """
 
     name: str
@@ -78,6 +79,7 @@ class StageContext:
     out: Path
     work: Path
     progress: Progress
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,23 @@ from twofold.base.records import InputError
 from twofold.llm import LLM
 from twofold.model.hf_config import read_generation_config, write_generation_config
 from twofold.model.weights import save_weights
+from twofold.text.chat import Renderer
+from twofold.text.tokenizer import Tokenizer
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def save_folder(llm: LLM, origin: Path, template: str | None, folder: Path, kind: str) -> None:
+def save_folder(
+    llm: LLM, origin: Path, template: str | None, folder: Path, kind: str, tokenizer: Tokenizer | None = None
+) -> None:
     """Write all files of a Hugging Face folder; the model in memory takes the type that is written.
 
     Its generation_config.json is ``origin``'s and says where replies end, whatever ``origin`` says.
 
     Args:
         origin: the checkpoint that ``llm`` was loaded from. template: its chat template, as it is written where no
-            renderer knows it; None leaves the folder without one. kind: f32, f16 or bf16.
+            renderer knows it; None leaves the folder without one. kind: f32, f16 or bf16. tokenizer: in place of the
+            checkpoint's own, with tokens added.
 
     Raises:
         InputError: a tensor that f16 cannot hold.
@@ -37,10 +42,11 @@ def save_folder(llm: LLM, origin: Path, template: str | None, folder: Path, kind
         if dtype == torch.float16 and not float(tensor.abs().max()) <= torch.finfo(dtype).max:
             raise InputError(f"{origin}: tensor {name!r} has values that f16 cannot hold; use --type bf16 or f32")
     save_weights(llm.model.to(dtype), folder)
+    tokenizer = tokenizer or llm.tokenizer
     if llm.has_renderer:
-        llm.renderer.save(folder)
+        Renderer(tokenizer, llm.renderer.policy).save(folder)
     else:
-        llm.tokenizer.save(folder, template or "")
+        tokenizer.save(folder, template or "")
         if template is None:
             (folder / "chat_template.jinja").unlink()
     own: Mapping[str, Any] = read_generation_config(origin) if origin.is_dir() else {}

@@ -31,7 +31,9 @@ from twofold.recipes.post import (
 )
 from twofold.recipes.pretrain import ModelShape, PretrainConfig, pretrain
 from twofold.recipes.report import ReportConfig, write_stage_report
+from twofold.recipes.watch import tracked
 from twofold.train.loop import OptimConfig
+from twofold.train.trackers import Track
 
 FLAGSHIP = ModelShape(hidden_size=96, intermediate_size=256, head_dim=24)
 STUDENT = ModelShape(hidden_size=64, intermediate_size=192, head_dim=16)
@@ -100,9 +102,10 @@ def _rl(lr: float, decay: Decay = "constant", end: float = 0.0) -> OptimConfig:
 
 
 class TinyConfig(Config):
-    """The whole recipe's settings, one group a stage."""
+    """The whole recipe's settings, one group a stage. ``track`` names trackers that get the rows of training."""
 
     controls: bool = False
+    track: Track = ()
     measure: MeasureConfig = MeasureConfig(budgets=BUDGETS)
     data: DataConfig = DataConfig()
     s1: PretrainConfig = _s1(FLAGSHIP)
@@ -177,7 +180,8 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
     titles = {stage.name: stage.title for stage in stages}
     report = ReportConfig(command=command_line("tiny", overrides, seed), titles=titles)
     needs = tuple(stage.name for stage in stages)
-    return Chain("tiny", [*stages, Stage("report", "Report", report, needs, write_stage_report)], seed, config)
+    stages.append(Stage("report", "Report", report, needs, write_stage_report))
+    return Chain("tiny", tracked(stages, config.track), seed, config)
 
 
 def main_stages(config: TinyConfig) -> list[Stage]:

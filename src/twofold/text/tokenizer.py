@@ -2,7 +2,8 @@
 
 A thin wrapper over ``tokenizers``. It keeps two encoders apart: ``encode`` treats its input as data, so a control
 token's spelling inside user text never becomes that control token; ``encode_with_special`` is for text that
-the program itself wrote. Not here: chat structure (``chat.py``) and the meaning of sampled tokens (``parse.py``).
+the program itself wrote. Added words (``add_words``) are no structure but vocabulary, and both encoders read them.
+Not here: chat structure (``chat.py``) and the meaning of sampled tokens (``parse.py``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +80,7 @@ class Tokenizer:
         self._full = backend
         self._plain = _without_added_tokens(backend)
         self._special = {i: bool(token.special) for i, token in added.items()}
+        self._words = _words(backend)
         self._added = {token.content: i for i, token in added.items()}
         self._bytes: dict[int, bytes] = {i: content.encode() for content, i in self._added.items()}
         self._whole: dict[int, str] = {}  # tokens met so far that are whole characters
@@ -164,6 +167,29 @@ class Tokenizer:
                     f"{token!r} cannot be added: it is empty or an ordinary token; choose another spelling"
                 )
         backend.add_tokens(_added([(token, special) for token in tokens if token not in self._added]))
+        return Tokenizer(backend)
+
+    def add_words(self, words: Sequence[str]) -> Tokenizer:
+        """A tokenizer with further words at the end of the vocabulary, in the order given; this one stays as it is.
+
+        A word is read as one token wherever it stands, in data too, and ``decode`` always shows it: what
+        ``add_tokens`` of transformers does with plain strings, with the same ids.
+
+        Raises:
+            InputError: a word that is empty, has white space, is not in NFC form, is a token already or given twice, or
+                holds a control token's spelling.
+        """
+        for place, word in enumerate(words):
+            if not word or any(char.isspace() for char in word):
+                raise InputError(f"new token {word!r} is empty or has white space; give one without any")
+            if not unicodedata.is_normalized("NFC", word):
+                raise InputError(f"new token {word!r} is not in NFC form, as all text a model sees is; write it so")
+            if word in words[:place] or len(self.encode_with_special(word)) == 1:
+                raise InputError(f"new token {word!r} is a token already, or given twice; leave it out")
+            if inside := [token for token in self._added if token in word]:
+                raise InputError(f"new token {word!r} contains the token {inside[0]!r}; choose another spelling")
+        backend = tokenizers.Tokenizer.from_str(self._full.to_str())
+        backend.add_tokens([AddedToken(word, normalized=True, special=False) for word in words])
         return Tokenizer(backend)
 
     def to_json(self) -> str:
@@ -310,8 +336,11 @@ class Tokenizer:
         return {**named, "additional_special_tokens": further}
 
     def _hugging_face_config(self) -> dict[str, Any]:
-        shape = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-        decoder = {str(i): {"content": t, **shape, "special": self._special[i]} for t, i in self._added.items()}
+        shape = {"lstrip": False, "rstrip": False, "single_word": False}
+        decoder = {
+            str(i): {"content": t, **shape, "normalized": i in self._words, "special": self._special[i]}
+            for t, i in self._added.items()
+        }
         return {
             "add_bos_token": False,
             "add_prefix_space": False,
@@ -376,8 +405,20 @@ def _added(tokens: Iterable[tuple[str, bool]]) -> list[AddedToken]:
     return [AddedToken(text, normalized=False, special=flag) for text, flag in tokens]
 
 
+def _words(full: tokenizers.Tokenizer) -> dict[int, AddedToken]:
+    """Added tokens that are vocabulary and no structure, by id: the library's default for what a user adds."""
+    added = full.get_added_tokens_decoder()
+    return {i: token for i, token in sorted(added.items()) if token.normalized and not token.special}
+
+
 def _without_added_tokens(full: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     # encode_special_tokens of the library covers only tokens flagged special; <think> and <tool_call> are not.
+    if words := _words(full):
+        specification = json.loads(full.to_str()) | {"added_tokens": [], "post_processor": None}
+        specification["model"]["vocab"] |= {token.content: i for i, token in words.items()}  # else they get other ids
+        plain = tokenizers.Tokenizer.from_str(json.dumps(specification))
+        plain.add_tokens(list(words.values()))
+        return plain
     plain = tokenizers.Tokenizer(full.model)
     plain.normalizer, plain.pre_tokenizer = full.normalizer, full.pre_tokenizer
     return plain

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from twofold.base.dist import fill
 from twofold.base.files import atomic_path
@@ -65,9 +65,9 @@ def damaged(path: Path, error: BaseException) -> InputError:
 
 def save_state(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and JSON-able facts as one file."""
-    data = save({name: t.contiguous() for name, t in tensors.items()}, metadata={"facts": json.dumps(facts)})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    whole = {name: t.contiguous() for name, t in tensors.items()}
+    with atomic_path(path) as temporary:  # the file is written from the tensors: a copy of a state may be gigabytes
+        save_file(whole, temporary, metadata={"facts": json.dumps(facts)})
 
 
 def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

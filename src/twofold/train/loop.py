@@ -29,11 +29,14 @@ from twofold.model.weights import split_sizes
 from twofold.optim.muon import MatrixParameter, Muon
 from twofold.optim.schedule import Decay, lr_scale, piecewise
 from twofold.train import checkpoint, flight, micro
+from twofold.train.compute import Precision, compiled, in_precision
 from twofold.train.interrupt import Interrupt
+from twofold.train.meter import Meter, Work, step_flops
 from twofold.train.objectives import Objective, Sums
 from twofold.train.store import BEST, SINGLE, Store
 
 CHECKPOINT_SECONDS = 5.0  # most work that a kill can lose, plus one step (or one rollout batch)
+SAVING_SHARE = 0.05  # of the time may go into saving; large states are saved more seldom than that
 
 
 class TrainError(RuntimeError):
@@ -74,14 +77,18 @@ class OptimConfig(Config):
 
 
 class FitConfig(Config):
-    """How a run is carried out. Nothing here changes what is learnt.
+    """How a run is carried out. Nothing here changes what is learnt, but for the rounding of bf16.
 
+    precision: of matrix products and activations; weights, gradients and moments are fp32 in both. compile: let torch
+    compile norms and dense feed-forwards.
     max_skipped: steps in a row that are not finite before the run stops. split: parts that every micro-batch is cut
     into, at sequence boundaries, from the start; more when memory runs out. keep_every, keep_last: a state is kept
     after every so many steps, the last so many of them (0 keeps none). keep_best: the metric, better when smaller,
     whose best row's weights are kept.
     """
 
+    precision: Precision = "fp32"
+    compile: bool = False
     max_skipped: int = 3
     split: int = 1
     keep_every: int = 0
@@ -104,7 +111,7 @@ class Trainer:
     """Runs ``steps`` optimiser steps and leaves the trained weights in ``model``.
 
     Args:
-        work: folder for resumable state (saved every CHECKPOINT_SECONDS) and metrics.jsonl.
+        work: folder for resumable state (saved every CHECKPOINT_SECONDS or less often) and metrics.jsonl.
         on_step: called with (step, metrics) after every update, for progress display and controllers.
         enough: asked with the number of steps done before each further one; True ends the run early. It may depend on
             that number and the weights alone, so that a resumed run is given the same answer.
@@ -132,6 +139,7 @@ class Trainer:
         self.best: float | None = None
         self.optimizers = build_optimizers(model, optim)
         self.device = model.model.embed_tokens.weight.device
+        self.meter = Meter(self.device, model.dtype)
         self.batches: list[TokenBatch] = []  # of the step under way, for the flight record
 
     @property
@@ -155,10 +163,12 @@ class Trainer:
         """
         self.config, self.hooks, self.parallel = config or FitConfig(), tuple(hooks), parallel or Parallel()
         self.split = self.config.split
-        _check_parallel(self.objective, self.parallel)
+        computes = torch.bfloat16 if self.config.precision == "bf16" else self.model.dtype
+        self.meter = Meter(self.device, computes, self.parallel.world.size)
+        _check_parallel(self.objective, self.parallel, self.config)
         store = Store(self.work, self.parallel, self.config.keep_every, self.config.keep_last)
         self._resume(store)
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, compiled(self.model, self.config.compile):
             try:
                 self._run(store, interrupt)
                 store.finish()
@@ -183,7 +193,7 @@ class Trainer:
         return int(saved.facts["step"])
 
     def _run(self, store: Store, interrupt: Interrupt) -> None:
-        saved_at = time.monotonic()
+        saved_at, pause = time.monotonic(), CHECKPOINT_SECONDS
         while self.step < self.steps and not (self.enough is not None and self.enough(self.step)):
             row = self._train_step()
             if row is None:
@@ -197,11 +207,13 @@ class Trainer:
             if self.on_step is not None:
                 self.on_step(self.step, row)
             self._keep_best(store, row)
-            asked, late = self._agreed(interrupt.asked, time.monotonic() - saved_at >= CHECKPOINT_SECONDS)
+            asked, late = self._agreed(interrupt.asked, time.monotonic() - saved_at >= pause)
             can = self.source.can_checkpoint
             if can and (late or last or asked or store.keeps(self.step)):
+                begun = time.monotonic()
                 store.save(checkpoint.run_tensors(self.model, self.optimizers), self._facts())
                 saved_at = time.monotonic()
+                pause = CHECKPOINT_SECONDS and max(CHECKPOINT_SECONDS, (saved_at - begun) / SAVING_SHARE)
             if asked and not last:
                 store.finish()
                 saved = f"saved in {store.path}" if can else "the last state saved is an earlier one"
@@ -248,7 +260,10 @@ class Trainer:
 
     def _train_step(self) -> dict[str, Any] | None:
         """One attempt at a step: its metrics, or None when it was not finite."""
-        own = micro.share(self.source.next_step(), self.parallel.data.rank, self.parallel.data.size)
+        begun = time.perf_counter()
+        drawn = self.source.next_step()
+        waited = time.perf_counter() - begun
+        own = micro.share(drawn, self.parallel.data.rank, self.parallel.data.size)
         counts = self._count(own)
         totals = self._gradients(own, counts)
         norm = float(self.parallel.clip_gradients(self.model, self.optim.grad_clip or float("inf")))
@@ -265,6 +280,9 @@ class Trainer:
         self.step += 1
         self.skipped_in_a_row = 0
         self.tokens += int(counts["num_tokens"])
+        mine = sum(batch.num_tokens for batch in own)
+        flops = step_flops(self.model, own) * counts["num_tokens"] / mine  # other ranks have their like
+        self.meter.add(Work(int(counts["num_tokens"]), flops, time.perf_counter() - begun, waited))
         row = {"step": self.step - 1, **totals, "grad_norm": norm, "lr_scale": scale, "num_tokens": self.tokens}
         row |= other_metrics
         row |= {"skipped_steps": self.skipped} if self.skipped else {}
@@ -290,12 +308,17 @@ class Trainer:
         while True:
             self.batches = [micro.to_device(piece, self.device) for piece in micro.finer(batches, self.split)]
             try:
-                return self._accumulate(counts)
+                return in_precision(self.model, self._cast, lambda: self._accumulate(counts))
             except (RuntimeError, MemoryError) as error:
                 if not micro.out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
             self._cut_finer(reason)  # outside the handler, which holds on to the failed pass
+
+    @property
+    def _cast(self) -> Precision:
+        """What parameters are cast to here; sharded ones come in the type that computes already."""
+        return "fp32" if self.parallel.tokens.size > 1 else self.config.precision
 
     def _accumulate(self, counts: dict[str, float]) -> dict[str, float]:
         self.objective.begin_step(self.model, self.batches, self.parallel.tokens)
@@ -374,10 +397,11 @@ class Trainer:
 
         The number of steps belongs to it only where the schedule depends on it.
         """
-        found = {"optim": self.optim.model_dump(mode="json")}
+        found: dict[str, Any] = {"optim": self.optim.model_dump(mode="json")}
         objective = {"name": type(self.objective).__name__} | self.objective.settings()
         fixed = self.optim.decay == "constant" or not isinstance(self.optim.decay, str)
-        return found | {"objective": objective} | ({} if fixed else {"steps": self.steps})
+        found |= {"objective": objective} | ({} if fixed else {"steps": self.steps})
+        return found | ({"precision": self.config.precision} if self.config.precision != "fp32" else {})
 
     def _facts(self) -> dict[str, Any]:
         """The JSON part of a state."""
@@ -395,8 +419,14 @@ class Trainer:
         }
 
 
-def _check_parallel(objective: Objective, parallel: Parallel) -> None:
-    """Refuse objectives that need more of a sequence than a context-parallel rank has."""
+def _check_parallel(objective: Objective, parallel: Parallel, config: FitConfig) -> None:
+    """Refuse objectives that need more of a sequence than a context-parallel rank has, and settings at odds."""
+    if config.compile and parallel.world.size > 1:
+        raise InputError("compile=true needs one process; leave it out, or start without torchrun")
+    if parallel.tokens.size > 1 and config.precision != parallel.precision:
+        raise InputError(
+            f"precision={config.precision} in training, {parallel.precision} in ParallelConfig; give both the same"
+        )
     if parallel.context.size > 1 and not objective.by_token:
         raise InputError(
             f"{type(objective).__name__} with these settings looks at whole sequences, which context="

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from twofold.base.batch import BatchSource, TokenBatch, pack
 from twofold.base.records import InputError
 from twofold.data.packing import MixtureEntry, PackedSource, eval_windows
+from twofold.data.shard_set import ShardSet
 from twofold.data.shards import Shard, write_shard
 
 
@@ -209,10 +210,137 @@ def test_bad_settings(tmp_path: Path) -> None:
         ([good], 10, (), "length_mix"),
         ([good], 10, ((1.0, 5, 4),), "low <= high"),
         ([MixtureEntry("a", dots, 1.0)], 10, ((1.0, 4, 4),), "at least 2 tokens"),
+        ([MixtureEntry("a", shard, 1.0, lengths=(7, 9))], 10, ((1.0, 4, 4),), "no document of 7 to 9 tokens"),
+        ([MixtureEntry("a", shard, 1.0, lengths=(7, 6))], 10, ((1.0, 4, 4),), "most >= 2"),
     ]
     for entries, step, mix, message in cases:
         with pytest.raises(InputError, match=message):
             PackedSource(entries, step, mix, 0)
+
+
+def test_best_fit_fills_a_fixed_budget_without_cutting(tmp_path: Path) -> None:
+    """Natural lengths: hardly a token of the budget is left, none too many, and no document under the cap is cut."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(4.5, 1.0, 3000).astype(int), 2, 1024).tolist()
+    shard = make_shard(tmp_path, lengths)
+    source = PackedSource([MixtureEntry("a", shard, 1.0)], 4096, ((1.0, 1024, 1024),), 0, 2, packing="best_fit")
+    whole = {int(start): int(end) for start, end in zip(shard.offsets, shard.offsets[1:], strict=False)}
+    filled = []
+    for _ in range(40):
+        batches = source.next_step()
+        assert len(batches) == 2
+        filled += [batch.num_tokens for batch in batches]
+        for batch in batches:
+            for inputs, targets, _ in pieces(batch):
+                assert whole[inputs[0]] == targets[-1] + 1
+    assert max(filled) <= 2048
+    assert sum(filled) / (2048 * len(filled)) > 0.995
+    assert source.tokens_by_source == {"a": sum(filled)}
+
+
+def test_best_fit_keeps_the_shares_and_no_piece_waits_for_ever(tmp_path: Path) -> None:
+    entries = [
+        MixtureEntry("long", make_shard(tmp_path / "a", [40] * 20), 0.75),
+        MixtureEntry("short", make_shard(tmp_path / "b", [3] * 50, start=1000), 0.25),
+    ]
+    source = PackedSource(entries, 47, ((1.0, 39, 39),), 0, packing="best_fit")
+    counts = [0, 0]
+    waiting: list[list[int]] = []
+    for _ in range(400):
+        (batch,) = source.next_step()
+        for entry, start, _, _ in waiting[:1]:  # the oldest goes first
+            assert pieces(batch)[0][0][0] == start + 1000 * entry
+        waiting = source.state_dict()["pool"]
+        assert len(waiting) <= 128
+        for inputs, _, index in pieces(batch):
+            counts[index] += len(inputs)
+    assert abs(counts[0] - 0.75 * sum(counts)) < 128 * 39, "off by no more than what waits"
+    assert list(source.tokens_by_source.values()) == counts
+
+
+def test_best_fit_needs_room_for_the_longest_piece(tmp_path: Path) -> None:
+    entries = [MixtureEntry("a", make_shard(tmp_path, [60] * 9), 1.0)]
+    PackedSource(entries, 40, ((1.0, 5, 20),), 0, 2, "best_fit")
+    for options in ({"micro_batches": 3}, {"micro_batches": 2, "mask_documents": False}):
+        with pytest.raises(InputError, match=r"at least 2[01] tokens.*raise tokens_per_step"):
+            PackedSource(entries, 40, ((1.0, 5, 20),), 0, packing="best_fit", **options)  # type: ignore[arg-type]
+
+
+def test_documents_may_be_seen_across_their_boundaries(tmp_path: Path) -> None:
+    """By explicit choice: joined up to the longest length, last tokens between, the predictions those of always."""
+    shard = make_shard(tmp_path, [5, 9, 3, 30])
+    entries = [MixtureEntry("a", shard, 1.0, shuffle=False)]
+    (apart,) = PackedSource(entries, 44, ((1.0, 16, 16),), 0).next_step()
+    (joined,) = PackedSource(entries, 44, ((1.0, 16, 16),), 0, mask_documents=False).next_step()
+    assert apart.cu_seqlens == [0, 4, 12, 14, 30, 43, 47]
+    assert joined.cu_seqlens == [0, 16, 32, 45, 49]
+    assert joined.tokens_T.tolist() == [*range(16), *range(17, 33), *range(33, 46), 0, 1, 2, 3]
+    assert joined.positions_T.tolist() == [*range(16), *range(16), *range(13), *range(4)]
+    assert joined.weights_T.eq(0).nonzero().flatten().tolist() == [4, 13]  # last tokens 4 and 13, in the middle
+    pairs = list(zip(joined.tokens_T.tolist(), joined.targets_T.tolist(), joined.weights_T.tolist(), strict=True))
+    expected = list(zip(apart.tokens_T.tolist(), apart.targets_T.tolist(), strict=True))
+    assert [(token, target) for token, target, weight in pairs if weight] == expected
+
+
+def test_a_joined_sequence_is_of_the_source_with_most_of_it(tmp_path: Path) -> None:
+    entries = [
+        MixtureEntry("long", make_shard(tmp_path / "a", [20] * 9), 0.5),
+        MixtureEntry("short", make_shard(tmp_path / "b", [4] * 9, start=1000), 0.5),
+    ]
+    (batch,) = PackedSource(entries, 80, ((1.0, 30, 30),), 0, mask_documents=False).next_step()
+    edges = zip(batch.cu_seqlens, batch.cu_seqlens[1:], batch.source_S, strict=False)
+    shares = [((batch.tokens_T[a:b] >= 1000).float().mean().item(), source) for a, b, source in edges]
+    assert {source for _, source in shares} == {0, 1}
+    assert all((share > 0.5) == (source == 1) for share, source in shares)
+
+
+def test_documents_chosen_by_length(tmp_path: Path) -> None:
+    """A long-context stage: one shard as two sources, three quarters from long documents."""
+    shard = make_shard(tmp_path, [2, 60, 300, 70, 1, 500, 90] * 4)
+    entries = [
+        MixtureEntry("long", shard, 0.75, lengths=(256, None)),
+        MixtureEntry("middle", shard, 0.25, lengths=(50, 255)),
+    ]
+    source = PackedSource(entries, 1000, ((1.0, 512, 512),), 0)
+    for _ in range(30):
+        for batch in source.next_step():
+            for inputs, _, index in pieces(batch):
+                assert (len(inputs) >= 255) == (index == 0) and len(inputs) >= 49
+    tokens = source.tokens_by_source
+    assert abs(tokens["long"] / sum(tokens.values()) - 0.75) < 0.02
+    other = [entries[0], MixtureEntry("middle", shard, 0.25, lengths=(49, 255))]
+    with pytest.raises(InputError, match="other lengths"):
+        PackedSource(other, 1000, ((1.0, 512, 512),), 0).load_state_dict(source.state_dict())
+
+
+def test_how_it_is_packed_is_part_of_the_state(tmp_path: Path) -> None:
+    entries = [MixtureEntry("a", make_shard(tmp_path, [60] * 9), 1.0)]
+
+    def made(packing: str = "stream", mask_documents: bool = True) -> PackedSource:
+        return PackedSource(entries, 40, ((1.0, 5, 20),), 0, 1, packing, mask_documents)  # type: ignore[arg-type]
+
+    plain = made()
+    plain.next_step()
+    for other, name in ((made("best_fit"), "packing"), (made(mask_documents=False), "mask_documents")):
+        other.next_step()
+        with pytest.raises(InputError, match=f"other {name}"):
+            other.load_state_dict(plain.state_dict())
+        with pytest.raises(InputError, match=f"other {name}"):
+            plain.load_state_dict(other.state_dict())
+
+
+def test_a_shard_set_is_read_like_one_shard(tmp_path: Path) -> None:
+    lengths = [30, 2, 1, 17, 60, 5, 9, 44, 1, 8]
+    whole = make_shard(tmp_path / "whole", lengths)
+    parts, token = [], 0
+    for place, cut in enumerate((lengths[:3], lengths[3:4], lengths[4:])):
+        parts.append(make_shard(tmp_path / str(place), cut, start=token))
+        token += sum(cut)
+    one = PackedSource([MixtureEntry("a", whole, 1.0)], 50, ((1.0, 4, 20),), 3)
+    many = PackedSource([MixtureEntry("a", ShardSet(parts), 1.0)], 50, ((1.0, 4, 20),), 3)
+    assert all(same(one.next_step(), many.next_step()) for _ in range(20))
+    with pytest.raises(InputError, match="other sources"):
+        many.load_state_dict(one.state_dict())
 
 
 def test_eval_windows(tmp_path: Path) -> None:

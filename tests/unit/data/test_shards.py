@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +90,10 @@ def test_offsets_must_fit_even_without_hashing(tmp_path: Path) -> None:
     write_shard(tmp_path, DOCUMENTS, {})
     np.save(tmp_path / "offsets.npy", np.array([0, 3, 3, 6]))
     with pytest.raises(InputError, match="does not fit"):
-        Shard.open(tmp_path, verify=False)
+        Shard.open(tmp_path, verify="quick")
     (tmp_path / "offsets.npy").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="cannot be read"):
-        Shard.open(tmp_path, verify=False)
+        Shard.open(tmp_path, verify="quick")
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
@@ -101,3 +102,77 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     (tmp_path / "shard.json").write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(InputError, match="format 1"):
         Shard.open(tmp_path)
+
+
+def damage(path: Path) -> None:
+    """Change one byte and nothing that a listing shows."""
+    facts = path.stat()
+    data = path.read_bytes()
+    with open(path, "r+b") as handle:
+        handle.write(bytes([data[0] ^ 1]))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_once_hashes_a_file_until_it_was_found_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(tmp_path, DOCUMENTS, {})
+    hashed: list[str] = []
+    real = shards.sha256_file
+    monkeypatch.setattr(shards, "sha256_file", lambda path: hashed.append(path.name) or real(path))
+    Shard.open(tmp_path, verify="quick")
+    assert hashed == [] and not (tmp_path / shards.VERIFIED).exists()
+    Shard.open(tmp_path, verify="once")
+    Shard.open(tmp_path, verify="once")
+    assert hashed == ["tokens.bin", "offsets.npy"]
+    (tmp_path / "offsets.npy").touch()  # another time of change: looked at again
+    Shard.open(tmp_path, verify="once")
+    assert len(hashed) == 4
+    (tmp_path / shards.VERIFIED).write_text("half a re")
+    Shard.open(tmp_path, verify="once")
+    Shard.open(tmp_path)
+    assert len(hashed) == 8
+    damage(tmp_path / "tokens.bin")  # what no listing shows is found by hashing alone
+    assert Shard.open(tmp_path, verify="once").tokens[0] == DOCUMENTS[0][0] ^ 1
+    with pytest.raises(InputError, match=r"does not match its SHA-256.*rebuild it"):
+        Shard.open(tmp_path, verify="full")
+
+
+def test_a_rewritten_shard_is_verified_again(tmp_path: Path) -> None:
+    write_shard(tmp_path, DOCUMENTS, {})
+    Shard.open(tmp_path, verify="once")
+    write_shard(tmp_path, [[9, 9, 9], [9], [9, 9]], {})
+    manifest = json.loads((tmp_path / "shard.json").read_text())
+    manifest["sha256"]["tokens.bin"] = "0" * 64
+    (tmp_path / "shard.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="does not match its SHA-256"):
+        Shard.open(tmp_path, verify="once")
+
+
+def test_a_folder_that_cannot_be_written_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path, DOCUMENTS, {})
+
+    def refuse(path: Path, value: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shards, "write_json", refuse)
+    with pytest.warns(RuntimeWarning, match=r"hashed whenever it is opened.*quick"):
+        shard = Shard.open(tmp_path, verify="once")
+    assert len(shard) == 3
+
+
+def test_documents_by_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(tmp_path, [[1] * length for length in (3, 1, 5, 2, 4)], {})
+    shard = Shard.open(tmp_path)
+    for size in (1, 2, 3, 100):  # looked at in blocks of any size
+        monkeypatch.setattr(shards, "_CHECKED_AT_ONCE", size)
+        assert shard.of_lengths(1, None) is None and shard.of_lengths(1, 5) is None
+        for low, high, wanted in ((2, None, [0, 2, 3, 4]), (3, 4, [0, 4]), (6, None, [])):
+            found = shard.of_lengths(low, high)
+            assert found is not None and found.tolist() == wanted
+        with pytest.raises(InputError, match="does not fit"):
+            (tmp_path / "copy").mkdir(exist_ok=True)
+            for name in ("shard.json", "tokens.bin"):
+                (tmp_path / "copy" / name).write_bytes((tmp_path / name).read_bytes())
+            np.save(tmp_path / "copy" / "offsets.npy", np.array([0, 3, 4, 9, 9, 15]))
+            Shard.open(tmp_path / "copy", verify="quick")

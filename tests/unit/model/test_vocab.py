@@ -143,3 +143,23 @@ def test_numbers_that_cannot_be(make_model: Make) -> None:
     for first, count in ((39, 2), (-1, 2), (3, 0)):
         with pytest.raises(InputError, match="the table has 40 rows"):
             vocab.train_new_rows(model, first, count)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_trained_rows_can_be_carried_to_another_model(tied: bool, make_model: Make) -> None:
+    model, other = (make_model(tie_word_embeddings=tied) for _ in range(2))
+    assert vocab.trained_rows(model) == {}
+    for each in (model, other):
+        vocab.add_tokens(each, 40, 3)
+    vocab.train_new_rows(model, 40, 3)
+    train(model)
+    rows = vocab.trained_rows(model)
+    assert list(rows) == (["model.embed_tokens"] if tied else ["model.embed_tokens", "lm_head"])
+    for path, (first, values) in rows.items():
+        assert first == 40 and not values.requires_grad
+        vocab.put_rows(other, path, range(first, first + len(values)), values)
+    assert torch.equal(logits(other), logits(model))
+    with pytest.raises(InputError, match=r"load the base that has these tokens"):
+        vocab.put_rows(other, "model.embed_tokens", [41, 42, 43], rows["model.embed_tokens"][1])
+    with pytest.raises(InputError, match=r"rows for model\.head, which this model has not"):
+        vocab.put_rows(other, "model.head", [40, 41, 42], rows["model.embed_tokens"][1])

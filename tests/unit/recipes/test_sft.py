@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from twofold.post.sft import StoredExamples
 from twofold.recipes.pretrain import save_model
 from twofold.text.chat import Renderer
 from twofold.text.tokenizer import Tokenizer
+from twofold.train.loop import FitConfig, Trainer
 
 TEXTS = ["which letter comes after a b c d e f g h user assistant 0123456789"] * 4
 LETTERS = "abcdefgh"
@@ -117,6 +119,31 @@ def test_a_quantised_base_under_an_adapter(init: Path, data: Path, tmp_path: Pat
     assert result["after"]["loss"] < result["before"]["loss"]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_on_a_gpu_in_bf16(method: str, init: Path, data: Path, tmp_path: Path) -> None:
+    more = {"train.device": "cuda", "train.precision": "bf16", "train.method": method, "train.epochs": 6}
+    run(*settings(init, data, **more, **{"train.learning_rate": 0.01}), "--out", tmp_path)
+    result = read_json(tmp_path / "sft" / "result.json")
+    assert result["after"]["loss"] < 0.7 * result["before"]["loss"]
+
+
+def test_precision_reaches_the_loop(init: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[FitConfig | None] = []
+    fit = Trainer.fit
+
+    def watched(trainer: Trainer, config: FitConfig | None = None, **more: object) -> None:
+        seen.append(config)
+        fit(trainer, config, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "fit", watched)
+    more = {"train.precision": "bf16", "train.epochs": 2, "train.learning_rate": 0.01, "train.sample_tokens": 1}
+    run(*settings(init, data, **more), "--out", tmp_path)
+    assert seen == [FitConfig(precision="bf16")]
+    result = read_json(tmp_path / "sft" / "result.json")
+    assert result["after"]["loss"] < result["before"]["loss"]
+
+
 def test_bad_rows_stop_the_run_or_are_counted(init: Path, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     long = row(0, 0) | {"messages": [{"role": "user", "content": "a b " * 60}, {"role": "assistant", "content": "b"}]}
@@ -136,21 +163,115 @@ def test_bad_rows_stop_the_run_or_are_counted(init: Path, data: Path, tmp_path: 
     assert "bad.jsonl:42" in shown and "rows.too_long=skip" in shown
 
 
+CALL = {"type": "function", "function": {"name": "calculator", "arguments": '{"expression": "2+2"}'}}
+TOOLS = [{"type": "function", "function": {"name": "calculator", "parameters": {"type": "object", "properties": {}}}}]
+KINDS: dict[str, dict[str, object]] = {
+    "thinking": row(0, 0),
+    "not thinking": {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c d"}]},
+    "system": {"messages": [{"role": "system", "content": "a b"}, *row(1, 1)["messages"]]},  # type: ignore[misc]
+    "several turns": {
+        "messages": [
+            *row(2, 2)["messages"],
+            {"role": "user", "content": "which"},
+            {"role": "assistant", "content": "e"},
+        ]  # type: ignore[misc]
+    },
+    "tools": {
+        "messages": [
+            {"role": "user", "content": "2+2"},
+            {"role": "assistant", "content": "a", "reasoning_content": "call it", "tool_calls": [CALL]},
+            {"role": "tool", "content": "4"},
+            {"role": "assistant", "content": "<|im_end|> 4"},
+        ],
+        "tools": TOOLS,
+    },
+}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_is_trained_is_what_the_renderer_says(empty: bool, init: Path, tmp_path: Path) -> None:
+    path = tmp_path / "kinds.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in KINDS.values()))
+    more = {"rows.held_out": 0.0, "rows.train_empty_think": empty}
+    run(*settings(init, path, **more), "--only", "rows", "--out", tmp_path / "run")
+    stored = list(StoredExamples(tmp_path / "run" / "rows" / "train.safetensors"))
+    renderer = Renderer.from_pretrained(init)
+    views = [
+        view
+        for entry in KINDS.values()
+        for view in renderer.views(entry["messages"], entry.get("tools"), empty_think_trained=empty)  # type: ignore[arg-type]
+    ]
+    assert [(e.token_ids, e.weights) for e in stored] == [(v.token_ids, v.weights) for v in views] and len(views) == 7
+    # said once more without the renderer's weights: the model's own words, its tags and one end of turn
+    block = "<think>\n\n</think>\n\n" if empty else ""
+    trained = [
+        renderer.tokenizer.decode([token for token, weight in zip(*e, strict=True) if weight > 0]) for e in stored
+    ]
+    assert trained == [
+        "<think>\na b c d b\n</think>\n\nb<|im_end|>",
+        block + "c d<|im_end|>",
+        "<think>\na b c d c\n</think>\n\nc<|im_end|>",
+        "<think>\na b c d d\n</think>\n\nd<|im_end|>",
+        block + "e<|im_end|>",
+        '<think>\ncall it\n</think>\n\na\n<tool_call>\n{"name": "calculator", "arguments": {"expression": "2+2"}}\n'
+        "</tool_call><|im_end|>",
+        block + "<|im_end|> 4<|im_end|>",
+    ]
+    # what the spelling of a control token in content became is no control token
+    assert [e.token_ids.count(renderer.tokenizer.im_end) for e in stored][-1] == 5
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({}, "the checkpoint is missing; give a model folder"),
         ({"init": "nowhere"}, "nowhere is no checkpoint"),
         ({"init": "INIT"}, "the data file is missing"),
-        ({"init": "INIT", "data": "none.jsonl"}, "none.jsonl does not exist"),
+        ({"init": "INIT", "data": "none.jsonl"}, "none.jsonl is no file; give conversations"),
+        ({"init": "INIT", "data": "DATA", "family": "klingon"}, "family 'klingon' is not known; there are hybrid"),
+        ({"init": "INIT", "data": "INIT"}, "is a folder; give conversations"),
         ({"init": "INIT", "data": "DATA", "train.base_bits": 8}, "needs train.method=lora"),
         ({"init": "INIT", "data": "DATA", "train.epoch": 3}, "did you mean 'epochs'"),
+        ({"init": "INIT", "data": "DATA", "train.batch_size": 0}, "train.batch_size: Input should be greater than or"),
+        ({"init": "INIT", "data": "DATA", "train.epochs": 0}, "train.epochs: Input should be greater than 0"),
+        ({"init": "INIT", "data": "DATA", "rows.held_out": 1}, "rows.held_out: Input should be less than 1"),
+        (
+            {"init": "INIT", "data": "DATA", "train.device": "gpu"},
+            "train.device=gpu is not on this machine; torch finds cpu",
+        ),
+        ({"init": "INIT", "data": "DATA", "train.method": "rows"}, "name them: --set new_tokens="),
+        ({"init": "INIT", "data": "DATA", "train.new_tokens": '["<a>"]'}, "follows from the top of the recipe"),
     ],
 )
 def test_wrong_settings_are_one_line(given: dict[str, object], words: str, init: Path, data: Path) -> None:
     places = {"INIT": init, "DATA": data}
     values = [part for key, v in given.items() for part in ("--set", f"{key}={places.get(str(v), v)}")]
     assert words in run(*values, "--dry-run", code=2)
+
+
+def test_a_checkpoint_without_a_template_is_given_a_family(init: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(init, folder)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_policy.json").unlink()
+    more = {"train.epochs": 0.2, "train.sample_tokens": 1, "train.save_type": "f32"}
+    shown = run(*settings(folder, data, **more), "--out", tmp_path / "run", code=1)
+    assert "has no chat template; choose a family: --set family=NAME with one of hybrid" in shown
+    run(*settings(folder, data, **more, family="thinking"), "--out", tmp_path / "run")
+    ours = LLM(tmp_path / "run" / "sft")
+    assert ours.renderer.policy.family == "thinking"
+    stored = StoredExamples(tmp_path / "run" / "rows" / "train.safetensors")[0]
+    first = next(place for place, weight in enumerate(stored.weights) if weight)
+    assert ours.tokenizer.decode(stored.token_ids[:first]).endswith("<|im_start|>assistant\n<think>\n")
+
+
+def test_a_tokenizer_of_another_model_is_refused(init: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(init, folder)
+    larger = Tokenizer.train([text + " the quick brown fox jumps over lazy dogs" for text in TEXTS], 400)
+    larger.save(folder, (folder / "chat_template.jinja").read_text())
+    shown = run(*settings(folder, data), "--out", tmp_path / "run", code=1)
+    assert f"the tokenizer has {larger.vocab_size} tokens and the embedding 317 rows; they are not a pair" in shown
 
 
 def test_a_changed_file_is_read_again(init: Path, data: Path, tmp_path: Path) -> None:

@@ -148,3 +148,37 @@ def _shared() -> Tokenizer:
     if not _CACHE:
         _CACHE.append(Tokenizer.train(["the cat 你好 café 🙂 and the dog"] * 3, 300))
     return _CACHE[0]
+
+
+def test_added_words_are_one_token_in_data_too_and_survive_saving(tmp_path: Path) -> None:
+    base = Tokenizer.train(["some text for a vocabulary"] * 4, 300)
+    grown = base.add_words(["<tool>", "né"])
+    first = base.vocab_size
+    text = "a<tool>b ne\u0301<|im_end|>"
+    ids = grown.encode(text)
+    assert ids[1] == first and ids.count(first + 1) == 1 and grown.im_end not in ids
+    assert ids == grown.encode_batch([text])[0] == grown.encode_with_offsets(text)[0]
+    assert grown.encode_with_special(text)[-1] == grown.im_end
+    assert grown.decode(ids, skip_special_tokens=True) == "a<tool>b né<|im_end|>"
+    assert first not in base.encode(text) and base.vocab_size == first and grown.vocab_size == first + 2
+    assert base.encode("plain text") == grown.encode("plain text")
+    grown.save(tmp_path, "")
+    again = Tokenizer.from_folder(tmp_path)
+    assert again.encode(text) == ids and again.digest == grown.digest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([""], "empty or has white space"),
+        (["a b"], "empty or has white space"),
+        (["e\u0301"], "not in NFC form"),
+        (["a"], "a token already"),
+        (["<think>"], "a token already"),
+        (["<x>", "<x>"], "given twice"),
+        (["x</think>"], "contains the token '</think>'"),
+    ],
+)
+def test_words_that_cannot_be_added(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Tokenizer.train(["some text"] * 4, 300).add_words(words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -151,3 +153,24 @@ def test_idle_experts_are_counted_on(tmp_path: Path, make_model: Make, make_sour
     again = CrossEntropy()
     Trainer(make_model(True), make_source(), again, STEADY, 2, tmp_path / "other").fit()
     assert again.state_dict()["idle"] == counted
+
+
+SAVING = """
+import sys, torch
+from pathlib import Path
+from twofold.base.log import peak_memory_bytes
+from twofold.train.checkpoint import load_state, save_state
+tensors = {f"t{i}": torch.full((4_000_000,), float(i)) for i in range(8)}
+before = peak_memory_bytes()
+save_state(Path(sys.argv[1]), tensors, {"step": 3})
+print((peak_memory_bytes() - before) / sum(t.nbytes for t in tensors.values()))
+"""
+
+
+def test_saving_needs_no_copy_of_the_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    done = subprocess.run([sys.executable, "-c", SAVING, str(path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.1
+    tensors, facts = load_state(path)
+    assert facts == {"step": 3}
+    assert all(torch.equal(tensors[f"t{i}"], torch.full((4_000_000,), float(i))) for i in range(8))
