@@ -5,7 +5,7 @@ consecutive inputs, two values a byte. Symmetric, no zero points; in 4 bits a gr
 -8, the longer end. The gradient flows to the inputs, never to the weights, and no dequantised weight outlives its
 product.
 
-For inference on x86, packed once: float32 for oneDNN's kernels, up to three times as fast on few rows as plain products;
+For inference on x86, packed once: float32 for oneDNN's kernels, on few rows up to three times as fast as plain ones;
 float16 with products in fp32, and int8 with each row of activations rounded to 8 bits, for FBGEMM's. No gradient.
 
 Shape legend: O outputs, I inputs, P stored bytes along the inputs (I, or I / 2 in 4 bits), G groups of inputs, T rows
