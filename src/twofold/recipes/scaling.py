@@ -3,15 +3,16 @@
 A stage for every width sweeps rate and batch (tokens a step) at several lengths of training until the best setting is
 enclosed; ``fit`` turns the optima into laws and predicts the setting of a size that was not swept; ``check`` sweeps
 that size around the prediction. Qwen3 sets its rates and batches by such laws without publishing them (report, 3.2).
-Not here: training one model (``scaling_runs``), the fitting (``scaling_fit``), the pages (``scaling_report``).
+Not here: training one model (``scaling_runs``), the laws (``scaling_fit``, ``scaling_predict``), the pages
+(``scaling_report``).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,20 +27,14 @@ from twofold.recipes.chain import Chain, Stage, StageContext, command_line
 from twofold.recipes.scaling_fit import (
     Cell,
     Grid,
-    Laws,
     batch_interval,
-    batch_points,
     best_rates,
     best_setting,
-    bootstrap,
-    fit_laws,
     next_settings,
-    rate_points,
-    relative_noise,
-    spread,
 )
+from twofold.recipes.scaling_predict import FitConfig, fit_and_predict, losses_of
 from twofold.recipes.scaling_report import ScalingReportConfig, write_scaling_report
-from twofold.recipes.scaling_runs import WIDTH_UNIT, ProxyConfig, Row, Setting, body_parameters, train_all
+from twofold.recipes.scaling_runs import WIDTH_UNIT, ProxyConfig, Row, Setting, train_all, worker_pool
 from twofold.text.chat import CHAT_TEMPLATE
 from twofold.text.tokenizer import Tokenizer
 
@@ -76,16 +71,6 @@ class SweepConfig(Config):
     batches: tuple[int, ...]
     tolerance: float
     noise_seeds: int
-    proxy: ProxyConfig
-
-
-class FitConfig(Config):
-    """The size to predict for, and how many bootstrap draws intervals are taken from."""
-
-    width: int
-    tokens: int
-    draws: int
-    tolerance: float
     proxy: ProxyConfig
 
 
@@ -157,14 +142,20 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
             proxy=config.proxy,
         )
         title = f"Sweep rate and batch, width {width}"
-        stages.append(Stage(f"sweep_{width}", title, swept, ("text",), partial(sweep, workers=workers)))
+        stages.append(Stage(f"sweep_{width}", title, swept, ("text",), partial(train_with, workers, sweep)))
     sweeps = tuple(stage.name for stage in stages[1:])
     shared: dict[str, Any] = {"tolerance": config.tolerance, "draws": config.draws, "proxy": config.proxy}
     fit = FitConfig(width=config.next_width, tokens=config.next_tokens, **shared)
     check_config = CheckConfig(seeds=config.check_seeds, **shared)
     stages += [
         Stage("fit", "Fit the laws, predict the next size", fit, ("text", *sweeps), fit_and_predict),
-        Stage("check", "Train the next size", check_config, ("text", "fit"), partial(check, workers=workers)),
+        Stage(
+            "check",
+            "Train the next size",
+            check_config,
+            ("text", "fit"),
+            partial(train_with, workers, check),
+        ),
     ]
     titles = {stage.name: stage.title for stage in stages}
     report = ScalingReportConfig(
@@ -254,8 +245,8 @@ class Runner:
         InputError: a run longer than the text, which would see it twice.
     """
 
-    def __init__(self, context: StageContext, tokens: int, workers: int) -> None:
-        self.context, self.workers = context, workers
+    def __init__(self, context: StageContext, tokens: int, pool: Executor | None) -> None:
+        self.context, self.pool = context, pool
         self.proxy: ProxyConfig = context.config.proxy
         self.tolerance: float = context.config.tolerance / 100
         self.rows: dict[Setting, Row] = {}
@@ -276,7 +267,7 @@ class Runner:
             shown = {"loss": row["loss"]} if row["loss"] is not None else {}
             progress.update(count, **shown)
 
-        rows = train_all(new, self.proxy, self.context.inputs["text"], self.context.work, self.workers, done)
+        rows = train_all(new, self.proxy, self.context.inputs["text"], self.context.work, self.pool, done)
         self.rows |= dict(zip(new, rows, strict=True))
 
     def cell(self, width: int, tokens: int) -> dict[tuple[float, int], float]:
@@ -311,15 +302,16 @@ class Runner:
         self.context.progress.finish()
 
 
-def losses_of(rows: Sequence[Row]) -> dict[tuple[float, int], float]:
-    """Losses by rate and batch; inf where training failed."""
-    return {(row["rate"], row["batch"]): math.inf if row["loss"] is None else row["loss"] for row in rows}
+def train_with(workers: int, stage: Callable[[StageContext, Executor | None], None], context: StageContext) -> None:
+    """Run a stage that trains in ``workers`` processes."""
+    with worker_pool(workers) as pool:
+        stage(context, pool)
 
 
-def sweep(context: StageContext, workers: int) -> None:
+def sweep(context: StageContext, pool: Executor | None) -> None:
     """All sweeps of one width, and the two best rates of the middle one with more seeds, for the noise of a run."""
     config: SweepConfig = context.config
-    runner = Runner(context, max(config.tokens), workers)
+    runner = Runner(context, max(config.tokens), pool)
     start = config.rates[len(config.rates) // 2], config.batches[len(config.batches) // 2]
     runner.enclose(config.width, config.tokens, Grid(config.rates, config.batches, start))
     middle = config.tokens[len(config.tokens) // 2]
@@ -332,119 +324,7 @@ def sweep(context: StageContext, workers: int) -> None:
     runner.write({"width": config.width})
 
 
-def fit_and_predict(context: StageContext) -> None:
-    """Optima of all sweeps, the laws through them with intervals, and the setting they give for the next size."""
-    config: FitConfig = context.config
-    rows = [
-        row
-        for name, folder in context.inputs.items()
-        if name != "text"
-        for row in read_json(folder / "result.json")["rows"]
-    ]
-    cells, tolerance = ladder(rows, context.seed), config.tolerance / 100
-    noise, freedom = relative_noise(_repeats(rows))
-    laws = fit_laws(cells, tolerance)
-    draws = bootstrap(cells, tolerance, noise, config.draws, context.seed)
-    vocab_size = Tokenizer.from_folder(context.inputs["text"] / "tokenizer").vocab_size
-    parameters = body_parameters(config.proxy.model(config.width, vocab_size))
-    points = {"rate": rate_points(cells), "batch": batch_points(cells, tolerance)}
-    write_json(context.out / "result.json", {
-        "cells": [_optimum_row(cell, tolerance) for cell in cells],
-        "noise": noise, "noise_freedom": freedom, "draws": len(draws), "points": {n: len(p) for n, p in points.items()},
-        "laws": _law_rows(laws, draws),
-        "lines": _lines(points, laws, draws, {"parameters": float(parameters), "tokens": float(config.tokens)}),
-        "prediction": _predicted(laws, draws, parameters, config),
-    })  # fmt: skip
-
-
-def ladder(rows: Sequence[Row], seed: int) -> list[Cell]:
-    """The sweeps by size and length, at one seed."""
-    groups: dict[tuple[int, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["seed"] == seed:
-            groups[row["parameters"], row["tokens"]].append(row)
-    return [Cell(*size, losses_of(group)) for size, group in sorted(groups.items())]
-
-
-def _repeats(rows: Sequence[Row]) -> list[list[list[float]]]:
-    """Losses [settings, seeds] of what was run with several seeds, by size and length."""
-    found: dict[tuple[int, int], dict[tuple[float, int], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        if row["loss"] is not None:
-            found[row["width"], row["tokens"]][row["rate"], row["batch"]].append(row["loss"])
-    tables = [[losses for losses in group.values() if len(losses) > 1] for group in found.values()]
-    return [table for table in tables if len(table) > 1 and len({len(losses) for losses in table}) == 1]
-
-
-def _optimum_row(cell: Cell, tolerance: float) -> dict[str, Any]:
-    best = best_setting(cell.losses, tolerance)
-    return {"parameters": cell.parameters, "tokens": cell.tokens, "runs": len(cell.losses), **best._asdict()}
-
-
-def _law_rows(laws: Laws, draws: Sequence[Laws]) -> dict[str, Any]:
-    """Factors and exponents, each exponent with its interval."""
-    out: dict[str, Any] = {}
-    for name in ("rate", "batch"):
-        law, drawn = getattr(laws, name), [getattr(draw, name) for draw in draws]
-        intervals = {
-            quantity: asdict(spread(power, [law.exponents[quantity] for law in drawn]))
-            for quantity, power in law.exponents.items()
-        }
-        out[name] = {"factor": law.factor, "exponents": intervals}
-    out["loss"] = None if laws.loss is None else asdict(laws.loss)
-    return out
-
-
-def _lines(
-    points: dict[str, list[tuple[dict[str, float], float]]],
-    laws: Laws,
-    draws: Sequence[Laws],
-    target: dict[str, float],
-) -> dict[str, dict[str, Any]]:
-    """Every law along each of its quantities, up to the next size, the others at their middle.
-
-    The optima are moved along the law to that middle, so that all sweeps show in one picture.
-    """
-    out = {}
-    for which, found in points.items():
-        law, drawn = getattr(laws, which), [getattr(draw, which) for draw in draws]
-        middle = {q: math.exp(sum(math.log(place[q]) for place, _ in found) / len(found)) for q in found[0][0]}
-        for along in law.exponents:
-            xs = sorted({place[along] for place, _ in found} | ({target[along]} if along in target else set()))
-            places = [{**middle, along: x} for x in xs]
-            out[f"{which}_{along}"] = {
-                "middle": {q: value for q, value in middle.items() if q != along and q in law.exponents},
-                "x": xs,
-                "line": [asdict(spread(law.at(**place), [other.at(**place) for other in drawn])) for place in places],
-                "points": [
-                    [place[along], value * law.at(**{**middle, along: place[along]}) / law.at(**place)]
-                    for place, value in found
-                ],
-                "target": target.get(along),
-            }
-    return out
-
-
-def _predicted(laws: Laws, draws: Sequence[Laws], parameters: int, config: FitConfig) -> dict[str, Any]:
-    """The next size's rate, batch and loss with intervals, and the setting that the check trains."""
-    size = {"parameters": float(parameters), "tokens": float(config.tokens)}
-    batch = spread(laws.batch.at(**size), [draw.batch.at(**size) for draw in draws])
-    at = size | {"batch": batch.value}
-    rate = spread(laws.rate.at(**at), [draw.rate.at(**at) for draw in draws])
-    loss = None
-    if laws.loss is not None:
-        loss = asdict(spread(laws.loss.at(**size), [draw.loss.at(**size) for draw in draws if draw.loss]))
-    return {
-        "width": config.width,
-        "parameters": parameters,
-        "tokens": config.tokens,
-        "rate": asdict(rate),
-        "batch": asdict(batch),
-        "loss": loss,
-    }
-
-
-def check(context: StageContext, workers: int) -> None:
+def check(context: StageContext, pool: Executor | None) -> None:
     """Sweep the next size around the prediction, and run the settings to be compared again with more seeds.
 
     These are the predicted one, that with the best rate at the predicted batch, that with the least loss of all, and
@@ -454,7 +334,7 @@ def check(context: StageContext, workers: int) -> None:
     fit = read_json(context.inputs["fit"] / "result.json")
     told = fit["prediction"]
     size = Prediction(told["width"], told["tokens"], told["rate"]["value"], _batch(told["batch"]["value"], config))
-    runner = Runner(context, size.tokens, workers)
+    runner = Runner(context, size.tokens, pool)
     rates = [size.rate * factor for factor in config.factors]
     batches = [round(size.batch * factor) for factor in config.factors]
     most = max(size.batch, size.tokens // _LEAST_STEPS)

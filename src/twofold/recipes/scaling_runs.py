@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -133,26 +133,30 @@ def train_proxy(setting: Setting, proxy: ProxyConfig, data: Path, work: Path) ->
 
 
 def train_all(
-    settings: Sequence[Setting], proxy: ProxyConfig, data: Path, work: Path, workers: int, done: Callable[[Row], None]
+    settings: Sequence[Setting],
+    proxy: ProxyConfig,
+    data: Path,
+    work: Path,
+    pool: Executor | None,
+    done: Callable[[Row], None],
 ) -> list[Row]:
-    """Rows of all settings, in their order. ``done`` is told every row as it comes.
+    """Rows of all settings, in their order; the longest runs begin first. ``done`` is told every row as it comes.
 
-    The longest runs begin first. When this process stops, by whatever means, its workers stop within a moment; each
-    run then goes on from its last saved state.
+    Args:
+        pool: what ``worker_pool`` gave; None trains in this process.
     """
     found: dict[Setting, Row] = {}
     longest_first = sorted(settings, key=lambda s: (-s.tokens * s.width, s.batch, s.rate, s.seed))
-    if min(workers, len(settings)) < 2:
+    if pool is None:
         with _one_thread():
             for setting in longest_first:
                 found[setting] = train_proxy(setting, proxy, data, work)
                 done(found[setting])
     else:
-        with _pool(min(workers, len(settings))) as pool:
-            waiting = {pool.submit(train_proxy, setting, proxy, data, work): setting for setting in longest_first}
-            for future in as_completed(waiting):
-                found[waiting[future]] = future.result()
-                done(found[waiting[future]])
+        waiting = {pool.submit(train_proxy, setting, proxy, data, work): setting for setting in longest_first}
+        for future in as_completed(waiting):
+            found[waiting[future]] = future.result()
+            done(found[waiting[future]])
     return [found[setting] for setting in settings]
 
 
@@ -167,8 +171,15 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Workers that live as long as this process holds its end of a pipe."""
+def worker_pool(workers: int) -> Iterator[Executor | None]:
+    """Processes to train in, None for one worker.
+
+    They live as long as this process holds its end of a pipe. So when it stops, by whatever means, they stop within a
+    moment, and each run goes on later from its last saved state.
+    """
+    if workers < 2:
+        yield None
+        return
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads' locks
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(theirs,))

@@ -22,10 +22,11 @@ from twofold.base.progress import SilentProgress
 from twofold.data.shards import write_shard
 from twofold.recipes import scaling, scaling_runs
 from twofold.recipes.artefacts import read_manifest
-from twofold.recipes.scaling import Runner, build, losses_of
+from twofold.recipes.scaling import Runner, build
 from twofold.recipes.scaling_fit import Grid, best_setting
+from twofold.recipes.scaling_predict import losses_of
 from twofold.recipes.scaling_report import batch_claim, rate_claim
-from twofold.recipes.scaling_runs import ProxyConfig, Setting, train_all, train_proxy
+from twofold.recipes.scaling_runs import ProxyConfig, Setting, train_all, train_proxy, worker_pool
 from twofold.text.chat import CHAT_TEMPLATE
 from twofold.text.tokenizer import Tokenizer
 
@@ -57,7 +58,10 @@ def test_a_run_learns_and_is_kept(data: Path, tmp_path: Path) -> None:
 def test_workers_change_no_number(data: Path, tmp_path: Path) -> None:
     settings = [SETTING._replace(rate=rate) for rate in (0.01, 0.02, 0.04)]
     threads, told = torch.get_num_threads(), []
-    rows = [train_all(settings, PROXY, data, tmp_path / str(n), n, told.append) for n in (1, 2)]
+    rows = []
+    for workers in (1, 2):
+        with worker_pool(workers) as pool:
+            rows.append(train_all(settings, PROXY, data, tmp_path / str(workers), pool, told.append))
     assert rows[0] == rows[1] and [row["rate"] for row in rows[0]] == [0.01, 0.02, 0.04]
     assert len(told) == 6 and torch.get_num_threads() == threads
 
@@ -96,7 +100,7 @@ def test_a_run_that_breaks_is_a_row_without_a_loss(data: Path, tmp_path: Path, m
 def runner(data: Path, tmp_path: Path, tokens: int = 2048) -> Runner:
     config = SimpleNamespace(proxy=PROXY, tolerance=1.0)
     context = SimpleNamespace(config=config, seed=0, inputs={"text": data}, work=tmp_path, progress=SilentProgress())
-    return Runner(context, tokens, 1)  # type: ignore[arg-type]
+    return Runner(context, tokens, None)  # type: ignore[arg-type]
 
 
 def test_text_is_never_seen_twice(data: Path, tmp_path: Path) -> None:
@@ -197,7 +201,7 @@ def lawful(settings: Sequence[Setting], *_: Any) -> list[dict[str, Any]]:
     """Rows as training would give them if laws held exactly, but for the seed: stands in for ``train_all``."""
     rows = []
     for setting in settings:
-        parameters = scaling.body_parameters(PROXY.model(setting.width, 300))
+        parameters = scaling_runs.body_parameters(PROXY.model(setting.width, 300))
         rate = 0.02 * (parameters / 4000) ** -0.3 * (setting.tokens / 8192) ** -0.1 * (setting.batch / 128) ** 0.5
         excess = 0.02 * math.log(setting.rate / rate) ** 2 + 0.01 * (setting.batch / 128 / root(setting.tokens)) ** 1.5
         loss = (1.5 + 40 / parameters**0.5 + 90 / setting.tokens**0.5) * (1 + excess) * (1 + 0.1 * setting.seed)
