@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.train_speed import VOCAB, documents, our_training, timed
+from benchmarks.steps import training_step
+from benchmarks.train_speed import VOCAB, documents, timed
 from twofold.base.files import write_json
 from twofold.model.qwen3 import Qwen3
 from twofold.recipes.tiny import FLAGSHIP
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows, models = documents(), (flagship(), flagship())
-    plain, fast = (our_training(model, rows) for model in models)
+    plain, fast = (training_step(model, rows) for model in models)
     with compiled(models[1], True):
         steps = [
             lambda s=step, m=m: in_precision(m, arguments.precision, s)

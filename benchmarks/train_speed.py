@@ -22,15 +22,13 @@ from pathlib import Path
 import torch
 import transformers
 
-from twofold.base.batch import pack
+from benchmarks.steps import training_step
 from twofold.base.files import write_json
 from twofold.base.records import Request, SamplingParams
 from twofold.engine.engine import Engine
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import save_weights
 from twofold.recipes.tiny import FLAGSHIP
-from twofold.train.loop import OptimConfig, build_optimizers
-from twofold.train.objectives import CrossEntropy
 
 VOCAB, TOKENS = 1024, 2560
 
@@ -49,21 +47,6 @@ def timed(step: Callable[[], None]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
-
-
-def our_training(model: Qwen3, rows: list[list[int]]) -> Callable[[], None]:
-    """One training step of Twofold."""
-    batch, objective = pack(rows), CrossEntropy()
-    optimizers = build_optimizers(model, OptimConfig(muon_lr=0.0))
-
-    def step() -> None:
-        losses, _ = objective(model, batch)
-        (losses["loss"] / batch.num_tokens).backward()
-        for optimizer, _ in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def their_training(model: torch.nn.Module, rows: list[list[int]]) -> Callable[[], None]:
@@ -118,7 +101,7 @@ def main() -> None:
         save_weights(ours, Path(folder))
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     pairs = {
-        "training": (our_training(ours, rows), their_training(theirs, rows), sum(map(len, rows))),
+        "training": (training_step(ours, rows), their_training(theirs, rows), sum(map(len, rows))),
         "sampling": (our_sampling(ours), their_sampling(theirs), 256 * 48),
     }
     results = {}

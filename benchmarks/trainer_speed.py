@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.steps import training_step
 from twofold.base.batch import pack
 from twofold.base.files import write_json
 from twofold.base.log import peak_memory_bytes
@@ -40,8 +41,8 @@ from twofold.model.qwen3 import Qwen3
 from twofold.post.sft import ChatSource, StoredExample
 from twofold.text.chat import Renderer
 from twofold.text.tokenizer import Tokenizer
-from twofold.train.loop import OptimConfig, Trainer, build_optimizers
-from twofold.train.meter import ceiling
+from twofold.train.loop import OptimConfig, Trainer
+from twofold.train.meter import ceiling, step_flops
 from twofold.train.objectives import CrossEntropy
 
 RESULT = Path(__file__).parent / "results" / "trainer-speed.json"
@@ -115,26 +116,15 @@ class InOrder(ChatSource):
 
 def products(model: Qwen3, documents: list[list[int]]) -> dict[str, float]:
     """Of a step: the share of its time in matrix products, and its operations by what the ceiling allows."""
-    batch, objective = pack(documents), CrossEntropy()
-    optimizers = build_optimizers(model, OptimConfig(muon_lr=0.0))
-
-    def step() -> None:
-        losses, _ = objective(model, batch)
-        (losses["loss"] / batch.num_tokens).backward()
-        for optimizer, _ in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
+    step = training_step(model, documents)
     step()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         step()
     times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
     matrix = sum(time for name, time in times.items() if name in ("aten::mm", "aten::addmm", "aten::bmm"))
-    length = sum(len(row) ** 2 for row in documents) / sum(map(len, documents))
-    flops = batch.num_tokens * model.config.flops_per_token(context=length / 2, backward=True)
     return {
         "gemm_share": matrix / sum(times.values()),
-        "flops": flops,
+        "flops": step_flops(model, [pack(documents)]),
         "ceiling": ceiling(torch.device("cpu"), torch.float32),
     }
 

@@ -25,6 +25,7 @@ from rich.tree import Tree
 
 import twofold
 from twofold.base.config import ConfigError
+from twofold.base.log import usable_processors
 from twofold.base.malloc import MALLOC_SETTINGS, ensure_malloc_settings
 from twofold.base.progress import duration_text
 from twofold.base.records import InputError
@@ -348,13 +349,6 @@ def torch_facts() -> dict[str, str]:
         facts["device"] = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
         facts["compute type"] = "float32 (bfloat16 products are slow on most CPUs)"
     return facts
-
-
-def usable_processors() -> int:
-    """Processors this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory_text() -> str:

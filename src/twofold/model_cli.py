@@ -116,8 +116,8 @@ def quality(model: Path, quantize: str, text: Path | None, length: int, windows:
         InputError: no checkpoint, an unknown kind, or a text that cannot be read or is too short.
     """
     path = find_model(model)
+    packed = LLM(path, dtype="float32", quantize=quantize)  # first, so that an unknown kind is refused at once
     llm = LLM(path, dtype="float32")
-    packed = LLM(path, dtype="float32", quantize=quantize)
     length = min(length, llm.model.config.longest - 1)
     chosen = windows_of(llm.tokenizer.encode(_text(text)), length, windows)
     with console.status("") as status:

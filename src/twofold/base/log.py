@@ -1,4 +1,4 @@
-"""Metrics on disk and process facts: JSON Lines that survive a resume, memory now and at most.
+"""Metrics on disk and process facts: JSON Lines that survive a resume, processors, memory now and at most.
 
 Not here: progress display (``progress.py``) and plots (the report).
 """
@@ -6,6 +6,7 @@ Not here: progress display (``progress.py``) and plots (the report).
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -37,6 +38,13 @@ class MetricsLog:
     def rows(self) -> list[dict[str, Any]]:
         """Everything written so far."""
         return read_jsonl(self.path) if self.path.exists() else []
+
+
+def usable_processors() -> int:
+    """Processors this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def memory_bytes() -> int:

@@ -21,8 +21,14 @@ from twofold.ops import loss as ops
 @torch.no_grad()
 def token_nats(model: Qwen3, batch: TokenBatch) -> torch.Tensor:
     """Negative log-likelihood in nats of each target of the batch, fp32 [T]."""
-    hidden = model(batch.tokens_T, batch.positions_T, AttnInputs.packed(batch.cu_seqlens, batch.tokens_T.device))
-    return -ops.token_logprobs(model.logits(hidden), batch.targets_T)
+    return -ops.token_logprobs(model.logits(hidden_states(model, batch)), batch.targets_T)
+
+
+def hidden_states(model: Qwen3, batch: TokenBatch) -> torch.Tensor:
+    """Hidden states [T, D] of a batch of whole sequences."""
+    attn = AttnInputs.packed(batch.cu_seqlens, batch.tokens_T.device)
+    hidden: torch.Tensor = model(batch.tokens_T, batch.positions_T, attn)
+    return hidden
 
 
 def bits_per_byte(

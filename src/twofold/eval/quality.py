@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from twofold.base.batch import TokenBatch, pack
+from twofold.base.batch import pack
 from twofold.base.records import InputError
+from twofold.eval.language import hidden_states
 from twofold.eval.stats import Interval, mean_interval
-from twofold.model.attn_inputs import AttnInputs
 from twofold.model.qwen3 import Qwen3
 from twofold.ops import loss as ops
 
@@ -70,7 +70,7 @@ def compare(
     reference_nats: list[torch.Tensor] = []
     for done, window in enumerate(windows, 1):
         batch = pack([window])
-        hidden_p, hidden_q = (_hidden(model, batch) for model in (reference, other))
+        hidden_p, hidden_q = hidden_states(reference, batch), hidden_states(other, batch)
         for rows in torch.arange(batch.num_tokens).split(_ROWS):
             p_TV, q_TV = reference.logits(hidden_p[rows]), other.logits(hidden_q[rows])
             kls.append(ops.kl_divergence(p_TV, q_TV))
@@ -92,11 +92,6 @@ def compare(
         reference_nats=float(two.mean()),
         loss=_over_windows(one - two, len(windows)),
     )
-
-
-def _hidden(model: Qwen3, batch: TokenBatch) -> torch.Tensor:
-    hidden: torch.Tensor = model(batch.tokens_T, batch.positions_T, AttnInputs.packed(batch.cu_seqlens, "cpu"))
-    return hidden
 
 
 def _over_windows(values_T: torch.Tensor, windows: int) -> Interval:

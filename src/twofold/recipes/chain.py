@@ -14,7 +14,6 @@ import difflib
 import re
 import resource
 import shlex
-import sys
 import threading
 import time
 import traceback
@@ -29,6 +28,7 @@ from rich.markup import escape
 
 from twofold.base.config import Config, ConfigError, digest
 from twofold.base.files import read_json, write_json, write_text
+from twofold.base.log import peak_memory_bytes
 from twofold.base.progress import Progress, duration_text, make_progress
 from twofold.base.records import InputError
 from twofold.recipes.artefacts import (
@@ -300,7 +300,7 @@ class _Clock:
         return Cost(
             seconds=round(self.before.seconds + time.monotonic() - self.wall, 3),
             cpu_seconds=round(self.before.cpu_seconds + _cpu_seconds() - self.cpu, 3),
-            peak_memory_bytes=max(self.before.peak_memory_bytes, _peak_memory_bytes()),
+            peak_memory_bytes=max(self.before.peak_memory_bytes, peak_memory_bytes()),
             attempts=self.before.attempts + 1,
         )
 
@@ -365,8 +365,3 @@ def _print(console: Console, line: str) -> None:
 def _cpu_seconds() -> float:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux

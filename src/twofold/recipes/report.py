@@ -17,6 +17,7 @@ from pydantic import Field
 
 from twofold.base.config import Config
 from twofold.base.files import write_text
+from twofold.base.log import usable_processors
 from twofold.base.records import InputError
 from twofold.recipes.artefacts import code_fingerprint, now_text, versions
 from twofold.recipes.chain import StageContext
@@ -124,7 +125,7 @@ def intro(facts: Facts, tokens: int) -> str:
 
 def hardware() -> str:
     """Processors, architecture and memory of this machine, in words."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_processors()
     total = memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return f"{usable} {'processor' if usable == 1 else 'processors'}, {platform.machine()} {platform.system()}, {total}"
 

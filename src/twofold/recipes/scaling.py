@@ -10,7 +10,6 @@ Not here: training one model (``scaling_runs``), the laws (``scaling_fit``, ``sc
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from twofold.base.config import Config, ConfigError
 from twofold.base.files import read_json, write_json, write_jsonl
+from twofold.base.log import usable_processors
 from twofold.base.records import InputError
 from twofold.data import corpus, dedup
 from twofold.data.card import CardEntry, data_card
@@ -30,9 +30,10 @@ from twofold.recipes.scaling_fit import (
     batch_interval,
     best_rates,
     best_setting,
+    losses_of,
     next_settings,
 )
-from twofold.recipes.scaling_predict import FitConfig, fit_and_predict, losses_of
+from twofold.recipes.scaling_predict import FitConfig, fit_and_predict
 from twofold.recipes.scaling_report import ScalingReportConfig, write_scaling_report
 from twofold.recipes.scaling_runs import WIDTH_UNIT, ProxyConfig, Row, Setting, train_all, worker_pool
 from twofold.text.chat import CHAT_TEMPLATE
@@ -129,7 +130,7 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
     config = ScalingRecipe().override(overrides)
     rates = config.rates or _RATES[config.proxy.optimizer]
     _check(config, rates)
-    workers = config.workers or _processors()
+    workers = config.workers or usable_processors()
     stages = [Stage("text", "Text: clean, split, tokenise", config.text, (), prepare_text)]
     for width in config.widths:
         swept = SweepConfig(
@@ -163,11 +164,6 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
     )
     stages.append(Stage("report", "Report", report, tuple(titles), write_scaling_report))
     return Chain("scaling", stages, seed, config)
-
-
-def _processors() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return usable or 1
 
 
 def _check(config: ScalingRecipe, rates: Sequence[float]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +132,11 @@ def optimum(values: Sequence[float], losses: Sequence[float]) -> Optimum:
     slope = left - curvature * (x0 + x1)  # of y = c + slope x + curvature x^2
     vertex = -slope / (2 * curvature)
     return Optimum(math.exp(vertex), y1 - curvature * (x1 - vertex) ** 2, "")
+
+
+def losses_of(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[float, int], float]:
+    """Losses by rate and batch from rows of runs; inf where training failed."""
+    return {(row["rate"], row["batch"]): math.inf if row["loss"] is None else row["loss"] for row in rows}
 
 
 def by_batch(losses: Losses) -> dict[int, dict[float, float]]:
@@ -286,8 +291,13 @@ def rate_points(cells: Sequence[Cell]) -> list[tuple[dict[str, float], float]]:
 
 def batch_points(cells: Sequence[Cell], tolerance: float) -> list[tuple[dict[str, float], float]]:
     """Every cell whose best batch is enclosed: (parameters, tokens), and that batch."""
+    return [(place, best.batch) for place, best in _enclosed(cells, tolerance)]
+
+
+def _enclosed(cells: Sequence[Cell], tolerance: float) -> list[tuple[dict[str, float], Best]]:
+    """Every cell whose best setting is enclosed: (parameters, tokens), and that setting."""
     return [
-        ({"parameters": float(cell.parameters), "tokens": float(cell.tokens)}, best.batch)
+        ({"parameters": float(cell.parameters), "tokens": float(cell.tokens)}, best)
         for cell in cells
         if (best := best_setting(cell.losses, tolerance)).inside
     ]
@@ -299,16 +309,12 @@ def fit_laws(cells: Sequence[Cell], tolerance: float) -> Laws:
     Raises:
         InputError: too few of them; the message says what to widen.
     """
-    rates, batches = rate_points(cells), batch_points(cells, tolerance)
-    loss = None
-    if batches:
-        places = [point for point, _ in batches]
-        least = [best.loss for cell in cells if (best := best_setting(cell.losses, tolerance)).inside]
-        loss = fit_loss([place["parameters"] for place in places], [place["tokens"] for place in places], least)
+    found = _enclosed(cells, tolerance)
+    places, least = [place for place, _ in found], [best.loss for _, best in found]
     return Laws(
-        rate=fit_power(*_unzip(rates), ("parameters", "tokens", "batch")),
-        batch=fit_power(*_unzip(batches), ("tokens",)),
-        loss=loss,
+        rate=fit_power(*_unzip(rate_points(cells)), ("parameters", "tokens", "batch")),
+        batch=fit_power(places, [best.batch for _, best in found], ("tokens",)),
+        loss=fit_loss([place["parameters"] for place in places], [place["tokens"] for place in places], least),
     )
 
 

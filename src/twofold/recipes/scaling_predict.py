@@ -21,6 +21,7 @@ from twofold.recipes.scaling_fit import (
     best_setting,
     bootstrap,
     fit_laws,
+    losses_of,
     rate_points,
     relative_noise,
     spread,
@@ -149,8 +150,3 @@ def _predicted(laws: Laws, draws: Sequence[Laws], parameters: int, config: FitCo
         "batch": asdict(batch),
         "loss": loss,
     }
-
-
-def losses_of(rows: Sequence[Row]) -> dict[tuple[float, int], float]:
-    """Losses by rate and batch; inf where training failed."""
-    return {(row["rate"], row["batch"]): math.inf if row["loss"] is None else row["loss"] for row in rows}

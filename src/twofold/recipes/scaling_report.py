@@ -13,19 +13,18 @@ from typing import Any
 from pydantic import Field
 
 from twofold.base.config import Config
+from twofold.eval.stats import Z95
 from twofold.recipes.chain import StageContext
 from twofold.recipes.evidence import read_facts
 from twofold.recipes.report import report_frame
-from twofold.recipes.scaling_fit import LossLaw, by_batch
+from twofold.recipes.scaling_fit import LossLaw, by_batch, losses_of
 from twofold.report.model import Claim, Plot, Report, Section, Series, Table
 from twofold.report.text import amount, interval, number
 from twofold.report.write import write_report
 
 Rows = Sequence[Mapping[str, Any]]
 _SYMBOL = {"parameters": "N", "tokens": "D", "batch": "B"}
-_NAMES = {"parameters": "parameters", "tokens": "tokens", "batch": "batch"}
 _UNIT = {"rate": "learning rate", "batch": "tokens a step"}
-_Z95 = 1.96
 
 
 class ScalingReportConfig(Config):
@@ -84,7 +83,7 @@ def rate_claim(fit: Mapping[str, Any], check: Mapping[str, Any], limit: float) -
     if any(loss is None for group in losses.values() for loss in group):
         return Claim(**head, judged=False, note="A run at the predicted or the best rate failed.")
     excess = _excess(losses["predicted"], losses["best"])
-    half = 100 * _Z95 * fit["noise"] * math.sqrt(2 / len(losses["best"]))
+    half = _half(fit, len(losses["best"]))
     best = check["settings"]["best"]["rate"] / told["rate"]
     return Claim(
         **head,
@@ -125,6 +124,11 @@ def batch_claim(check: Mapping[str, Any], tolerance: float) -> Claim:
 
 def _excess(losses: Sequence[float], best: Sequence[float]) -> float:
     return 100 * (sum(losses) / sum(best) * len(best) / len(losses) - 1)
+
+
+def _half(fit: Mapping[str, Any], seeds: int) -> float:
+    """Half of the 95 % interval of an excess, in percent, from the noise of a run."""
+    return 100 * Z95 * float(fit["noise"]) * math.sqrt(2 / seeds)
 
 
 def _neighbours(check: Mapping[str, Any]) -> str:
@@ -223,7 +227,7 @@ def _flag(cell: Mapping[str, Any]) -> str:
 
 
 def _lines_of(rows: Rows) -> dict[int, dict[float, float]]:
-    return by_batch({(row["rate"], row["batch"]): math.inf if row["loss"] is None else row["loss"] for row in rows})
+    return by_batch(losses_of(rows))
 
 
 def _rate_line(name: str, rows: Rows) -> Series:
@@ -282,8 +286,8 @@ def _law_plot(which: str, line: Mapping[str, Any]) -> Plot:
     if line["target"] is not None:
         series.append(_dots("next size", [[line["target"], values[line["x"].index(line["target"])]["value"]]]))
     return Plot(
-        title=f"Best {_UNIT[name]} against {_NAMES[along]}",
-        x_label=f"{_NAMES[along]} ({_SYMBOL[along]})",
+        title=f"Best {_UNIT[name]} against {along}",
+        x_label=f"{along} ({_SYMBOL[along]})",
         y_label=_UNIT[name],
         series=series,
         log_x=True,
@@ -348,7 +352,7 @@ def _settings(fit: Mapping[str, Any], check: Mapping[str, Any]) -> Table:
     for name, setting in check["settings"].items():
         losses = check["losses"][name]
         bad = any(loss is None for loss in (*losses, *best))
-        half = 100 * _Z95 * fit["noise"] * math.sqrt(2 / len(best))
+        half = _half(fit, len(best))
         excess = math.nan if bad else _excess(losses, best)
         mean = "failed" if bad else f"{sum(losses) / len(losses):.4f}"
         rows.append([

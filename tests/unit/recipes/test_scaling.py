@@ -23,8 +23,7 @@ from twofold.data.shards import write_shard
 from twofold.recipes import scaling, scaling_runs
 from twofold.recipes.artefacts import read_manifest
 from twofold.recipes.scaling import Runner, build
-from twofold.recipes.scaling_fit import Grid, best_setting
-from twofold.recipes.scaling_predict import losses_of
+from twofold.recipes.scaling_fit import Grid, best_setting, losses_of
 from twofold.recipes.scaling_report import batch_claim, rate_claim
 from twofold.recipes.scaling_runs import ProxyConfig, Setting, train_all, train_proxy, worker_pool
 from twofold.text.chat import CHAT_TEMPLATE
