@@ -50,9 +50,10 @@ def make_model(kind: str) -> Qwen3:
 
 
 def small_engine(model: Qwen3, blocks: int = 200, size: int = 4, rows: int = 6, **options: Any) -> Engine:
-    """An engine of few blocks, which cuts prompts into chunks of at most 9 tokens, 5 beside decoding."""
+    """An engine of few blocks, which cuts prompts into chunks of at most 9 tokens, 5 beside decoding, and which records
+    decoding as soon as it has seen it."""
     kv_bytes = blocks * size * model.config.kv_bytes_per_token(model.attention_dtype.itemsize)
-    chosen = EngineOptions(block_size=size, kv_bytes=kv_bytes, step_tokens=9, mixed_tokens=5)
+    chosen = EngineOptions(block_size=size, kv_bytes=kv_bytes, step_tokens=9, mixed_tokens=5, replay_after=2)
     return Engine(model, (EOS,), max_rows=rows, options=chosen, **options)
 
 

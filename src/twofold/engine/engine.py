@@ -19,6 +19,7 @@ from twofold.engine.draft import prompt_lookup
 from twofold.engine.grammar import Grammars
 from twofold.engine.inputs import StepInputs
 from twofold.engine.memory import BLOCK, Shape, cache_bytes, paged_shape, whole_shape
+from twofold.engine.replay import Replay
 from twofold.engine.request import EngineOptions, EngineStats, Event, Sample
 from twofold.engine.runner import Runner
 from twofold.engine.sampling import Sampled, Sampler, ThinkTokens
@@ -84,6 +85,7 @@ class Engine:
         self._scheduler = Scheduler(nothing, max_rows, self.options.step_tokens, self.options.mixed_tokens)
         self._stats = self._scheduler.stats
         self._runner: Runner | None = None
+        self._replay = Replay(model, self.options.replay_after)
         self._sampler = self._new_sampler()
         self._free_slots: list[int] = []
         self._adapter: str | None = None
@@ -110,6 +112,11 @@ class Engine:
     @generated_tokens.setter
     def generated_tokens(self, count: int) -> None:
         self._stats.generated_tokens = count
+
+    @property
+    def replayed(self) -> int:
+        """Decoding steps run from a recording since the start."""
+        return self._replay.replayed
 
     @property
     def counters(self) -> EngineStats:
@@ -309,6 +316,7 @@ class Engine:
                 raise RuntimeError("another adapter was activated under running samples; finish or abort them first")
             return
         self._adapter = adapter
+        self._replay.refresh(adapter)
         if self._sampler.device != self.device:
             self._sampler, self._free_slots = self._new_sampler(), []
         token_bytes = self.model.config.kv_bytes_per_token(self.model.attention_dtype.itemsize)
@@ -332,7 +340,7 @@ class Engine:
     def _use(self, shape: Shape) -> None:
         if self._runner is None or not self._runner.fits(shape):
             self._runner = None  # free the old cache first
-            self._runner = Runner(self.model, shape, self.min_rows)
+            self._runner = Runner(self.model, shape, self.min_rows, self._replay)
             self._scheduler.restart(BlockManager(shape.blocks, shape.block_size, shape.whole))
 
     def _new_sampler(self) -> Sampler:

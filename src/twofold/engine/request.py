@@ -57,6 +57,8 @@ class EngineOptions:
         sequences of the longest context can use it.
     step_tokens: most tokens of a forward pass. mixed_tokens: most prompt tokens of one that also decodes.
     entropies: record the entropy at each token, which training needs; costs passes over the vocabulary.
+    replay_after: decoding steps of a kind after which a dense model's are recorded and replayed without Python, on a
+        CPU; recording takes as long as about a hundred of them. None: never.
     """
 
     block_size: int | None = None
@@ -64,12 +66,15 @@ class EngineOptions:
     step_tokens: int = 8192
     mixed_tokens: int = 512
     entropies: bool = True
+    replay_after: int | None = 64
 
     def __post_init__(self) -> None:
         for name in ("block_size", "kv_bytes", "step_tokens", "mixed_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be >= 1, got {value}")
+        if self.replay_after is not None and self.replay_after < 0:
+            raise InputError(f"replay_after must be >= 0 or None, got {self.replay_after}")
 
 
 @dataclass(frozen=True, slots=True)

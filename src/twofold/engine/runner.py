@@ -11,6 +11,7 @@ import torch
 
 from twofold.engine.inputs import StepInputs, step_inputs
 from twofold.engine.memory import Shape
+from twofold.engine.replay import Replay
 from twofold.engine.scheduler import Batch
 from twofold.model.attn_inputs import PagedKV
 from twofold.model.qwen3 import Qwen3
@@ -23,11 +24,11 @@ class Runner:
 
     Args:
         shape: of the cache; on CPUs it is only as large as has been needed so far. min_rows: fewest rows in a matrix
-            product, idle ones included.
+            product, idle ones included. replay: recordings of the model, if any.
     """
 
-    def __init__(self, model: Qwen3, shape: Shape, min_rows: int) -> None:
-        self.model, self.shape, self.min_rows = model, shape, min_rows
+    def __init__(self, model: Qwen3, shape: Shape, min_rows: int, replay: Replay | None = None) -> None:
+        self.model, self.shape, self.min_rows, self.replay = model, shape, min_rows, replay
         device = model.model.norm.weight.device
         first = shape.blocks if shape.whole or device.type != "cpu" else min(shape.blocks, _FIRST_BLOCKS)
         self.cache = PagedKV(model.config, first, shape.block_size, model.attention_dtype, device, whole=shape.whole)
@@ -47,7 +48,9 @@ class Runner:
         if batch.moves:
             self.cache.copy(list(batch.moves), list(batch.moves.values()), batch.moved)
         inputs = step_inputs(batch, self.cache, self.min_rows)
-        hidden_TD = self.model(inputs.tokens_T, inputs.positions_T, inputs.attn)
+        hidden_TD = None if self.replay is None else self.replay.run(inputs)
+        if hidden_TD is None:
+            hidden_TD = self.model(inputs.tokens_T, inputs.positions_T, inputs.attn)
         by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for source, target, length in batch.copies:
             by_length[length].append((source, target))

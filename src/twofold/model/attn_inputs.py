@@ -25,7 +25,14 @@ from twofold.ops import attention as ops
 from twofold.ops.attention import Chunks, PackedPlan, RowGroup
 
 
-class PagedKV:
+class Pools:
+    """Blocks of keys and values, per layer two pools [K, P, B, H]."""
+
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.layers = layers
+
+
+class PagedKV(Pools):
     """Keys and values in blocks of ``block_size`` positions, per layer two pools [K, P, B, H].
 
     Blocks are laid out so that gathered ones form rows without a further copy. Where one block holds a whole sequence
@@ -44,7 +51,7 @@ class PagedKV:
         self.blocks, self.block_size, self.whole = blocks, block_size, whole
         self.dtype, self.device = dtype, torch.device(device)
         self.shape = (config.num_key_value_heads, block_size, config.head_dim)
-        self.layers = [(self._pool(blocks), self._pool(blocks)) for _ in range(config.num_hidden_layers)]
+        super().__init__([(self._pool(blocks), self._pool(blocks)) for _ in range(config.num_hidden_layers)])
 
     def _pool(self, blocks: int) -> torch.Tensor:
         heads, block_size, head = self.shape
@@ -123,7 +130,7 @@ class AttnInputs:
     cu_seqlens: list[int]
     plan: PackedPlan | None
     longest: int
-    cache: PagedKV | None = None
+    cache: Pools | None = None
     block_T: torch.Tensor | None = None
     place_T: torch.Tensor | None = None
     groups: tuple[RowGroup, ...] = ()
@@ -215,9 +222,8 @@ class AttnInputs:
         """
         if self.cache is None:
             return self._begin(q_TNH, k_TKH, v_TKH, window)
-        tokens = self.cu_seqlens[-1]
         for pool, new in zip(self.cache.layers[layer], (k_TKH, v_TKH), strict=True):
-            pool[:, self.block_T, self.place_T] = new[:tokens].transpose(0, 1)
+            pool[:, self.block_T, self.place_T] = (new[: -self.idle] if self.idle else new).transpose(0, 1)
         outputs = [self._decode(layer, q_TNH, group, window) for group in self.groups]
         if self.plan is not None:
             mine = slice(self.rows, self.cu_seqlens[self._begun.stop])
@@ -225,7 +231,7 @@ class AttnInputs:
         for s in range(self._begun.stop, len(self.cu_seqlens) - 1):
             outputs.append(self._extend(layer, q_TNH, s, window))
         if self.idle:
-            outputs.append(torch.zeros_like(q_TNH[tokens:]))
+            outputs.append(torch.zeros_like(q_TNH[-self.idle :]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @property
@@ -265,7 +271,7 @@ class AttnInputs:
 
     def _extend(self, layer: int, q_TNH: torch.Tensor, s: int, window: int | None) -> torch.Tensor:
         """A later chunk of sequence ``s``, which has keys in the cache."""
-        assert self.cache is not None
+        assert isinstance(self.cache, PagedKV)
         q_QNH, span = q_TNH[self.cu_seqlens[s] : self.cu_seqlens[s + 1]], self.spans[s - self.rows]
         k_KLH, v_KLH = self.cache.read(layer, span.blocks, span.end)
         if self.chunks is not None and self.extended_S is not None and self.extended_S[s]:

@@ -31,7 +31,7 @@ logger = logging.getLogger("twofold")
 
 _LINEAR = {"self_attn": ("qkv_proj", "o_proj"), "mlp": ("gate_up_proj", "down_proj")}
 _OUTLIERS = ("qkv_proj", "down_proj")  # a few large inputs would take the steps of all others, so in groups
-_GROUP = 1280
+_GROUP = 2560
 KINDS: tuple[quant.Kind, ...] = ("int8", "float16", "float32")
 
 
@@ -74,9 +74,17 @@ class PackedWeight(nn.Module):
         super().__init__()
         self.stacked = weight.dim() > 2
         self.packed = [quant.pack(w_OI, kind, groups) for w_OI in (weight if self.stacked else [weight])]
+        for index, part in enumerate(part for packed in self.packed for part in packed.parts):
+            if isinstance(part, torch.ScriptObject):
+                setattr(self, f"part{index}", part)  # where a recording of the model finds it
 
     def __len__(self) -> int:
         return len(self.packed)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether ``torch.jit.trace`` can write its product down; not for oneDNN's (an argument of a type it lacks)."""
+        return all(packed.kind != "float32" for packed in self.packed)
 
     def linear(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
         """x times the transposed weight, or that of one expert.

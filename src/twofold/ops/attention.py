@@ -48,13 +48,14 @@ class PackedPlan:
 class RowGroup:
     """Rows decoded together and where their keys are.
 
-    rows: their place among all rows. blocks: J of each row. first: the first of R * J blocks that follow each other, or
-    table: [R * J], of blocks that do not. places_R: position of each row's query. mask_RL: 0 where a key is visible.
+    rows: their place among all rows. blocks: J of each row. first: the first of R * J blocks that follow each other
+    (None: the pool holds no others), or table: [R * J], of blocks that do not. places_R: position of each row's query.
+    mask_RL: 0 where a key is visible.
     """
 
     rows: slice
     blocks: int
-    first: int
+    first: int | None
     table: torch.Tensor | None
     places_R: torch.Tensor
     mask_RL: torch.Tensor
@@ -194,11 +195,13 @@ def _group(
 def read_blocks(pool_KPBH: torch.Tensor, group: RowGroup) -> torch.Tensor:
     """Keys or values of a group's rows, [R, K, L, H]: a view where its blocks lie one after another, else a copy."""
     rows, length = group.mask_RL.shape
-    if group.table is None:
+    if group.table is not None:
+        blocks = pool_KPBH.index_select(1, group.table)
+    elif group.first is not None:
         blocks = pool_KPBH.narrow(1, group.first, rows * group.blocks)
     else:
-        blocks = pool_KPBH.index_select(1, group.table)
-    return blocks.unflatten(1, (rows, group.blocks)).flatten(2, 3).transpose(0, 1)[:, :, :length]
+        blocks = pool_KPBH
+    return blocks.unflatten(1, (rows, -1)).flatten(2, 3).transpose(0, 1)[:, :, :length]
 
 
 def decode_attention(

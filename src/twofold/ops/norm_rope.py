@@ -16,9 +16,7 @@ import torch
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        x32 = x.float()
-        inverse = torch.linalg.vecdot(x32, x32).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
-        normed = (x32 * inverse).to(x.dtype)
+        normed, inverse = _normalise(x, eps)
         ctx.save_for_backward(normed, inverse, weight)
         return normed * weight
 
@@ -35,9 +33,7 @@ class _QKNormRope(torch.autograd.Function):
     def forward(
         ctx: Any, qk: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
     ) -> torch.Tensor:
-        x32 = qk.float()
-        inverse = torch.linalg.vecdot(x32, x32).div_(qk.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
-        normed = (x32 * inverse).to(qk.dtype)
+        normed, inverse = _normalise(qk, eps)
         ctx.save_for_backward(normed, inverse, weight, cos, sin)
         return _rotate(normed * weight, cos, sin)
 
@@ -61,6 +57,13 @@ class _Rope(torch.autograd.Function):
         return _rotate(grads[0], cos, -sin), None, None
 
 
+def _normalise(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x over its root mean square, and one over that (fp32)."""
+    x32 = x.float()
+    inverse = torch.linalg.vecdot(x32, x32).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+    return (x32 * inverse).to(x.dtype), inverse
+
+
 def _norm_backward(grad: torch.Tensor, normed: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     projection = torch.linalg.vecdot(grad, normed).div_(normed.shape[-1]).unsqueeze(-1)
     return torch.addcmul(grad, normed, projection, value=-1).mul_(inverse.to(grad.dtype))
@@ -78,11 +81,15 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm over the last axis; ``weight`` is [D]. Equals ``reference.rms_norm``."""
+    if not torch.is_grad_enabled():  # the same numbers without autograd's own costs
+        return _normalise(x, eps)[0] * weight
     return _RMSNorm.apply(x, weight, eps)
 
 
 def rope(x_TMH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor) -> torch.Tensor:
     """RoPE of heads that have no norm. Equals ``reference.rope``; no gradient for the angles."""
+    if not torch.is_grad_enabled():
+        return _rotate(x_TMH, cos_TH, sin_TH)
     return _Rope.apply(x_TMH, cos_TH, sin_TH)
 
 
@@ -90,4 +97,6 @@ def qk_norm_rope(
     qk_TMH: torch.Tensor, weight_MH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """Per-head RMSNorm, then RoPE. Equals ``reference.qk_norm_rope``; no gradient for the angles."""
+    if not torch.is_grad_enabled():
+        return _rotate(_normalise(qk_TMH, eps)[0] * weight_MH, cos_TH, sin_TH)
     return _QKNormRope.apply(qk_TMH, weight_MH, cos_TH, sin_TH, eps)

@@ -28,8 +28,9 @@ _LARGEST = {8: 127, 4: 8}
 _PAIR = 128  # most that two neighbours of one sign may add up to: 255 * 128 fits the 16 bits of their sum in AVX2
 _ENDS = (127, 108, 92, 64)  # what a row's largest weight may become; at 64 no pair is too large
 _STEPS = 255  # of a row of activations, from its lowest value to its highest
-_ROWS = 128  # rows of activations multiplied at once: outputs stay in the processor's cache
+MOST_ROWS = 128  # of activations multiplied at once: outputs stay in the processor's cache
 _BLOCK = 1 << 17  # weights rounded at once
+_int8_product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 _FEW = 8  # rows of activations that oneDNN's layout is chosen for; it serves other numbers as well
 
 
@@ -180,23 +181,23 @@ def packed_linear(x: torch.Tensor, packed: Packed) -> torch.Tensor:
         y_TO = torch.ops.mkldnn._linear_pointwise(x_TI, packed.parts[0], None, "none", [], "")
     elif packed.kind == "float16":
         y_TO = torch.ops.quantized.linear_dynamic_fp16(x_TI, packed.parts[0])
-    elif len(x_TI) == 1:
+    elif x_TI.shape[0] == 1:
         pairs = zip(x_TI.chunk(len(packed.parts), dim=-1), packed.parts, strict=True)
         y_TO = functools.reduce(torch.Tensor.add_, (torch.ops.quantized.linear_dynamic(*pair) for pair in pairs))
+    elif x_TI.shape[0] <= MOST_ROWS:
+        y_TO = _int8_rows(x_TI, packed)
     else:
-        y_TO = x_TI.new_empty(len(x_TI), packed.sums_GO.shape[-1])
-        for rows_TI, out_TO in zip(x_TI.split(_ROWS), y_TO.split(_ROWS), strict=True):
-            _int8_rows(rows_TI, packed, out_TO)
+        y_TO = torch.cat([_int8_rows(rows, packed) for rows in x_TI.split(MOST_ROWS)])
     return y_TO.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def _int8_rows(x_TI: torch.Tensor, packed: Packed, out_TO: torch.Tensor) -> None:
+def _int8_rows(x_TI: torch.Tensor, packed: Packed) -> torch.Tensor:
     """x = low + span * unit in every group, unit in [0, 1]; so W x = low * (sums of W) + span * W unit."""
-    x_GTi = x_TI.unflatten(-1, (len(packed.parts), -1)).transpose(0, 1).contiguous()
-    low_GT1, high_GT1 = x_GTi.aminmax(dim=-1, keepdim=True)
-    span_GT1 = (high_GT1 - low_GT1).clamp_(min=torch.finfo(torch.float32).tiny)
-    unit_GTi = (x_GTi - low_GT1).div_(span_GT1)
-    torch.mm(low_GT1.squeeze(-1).t(), packed.sums_GO, out=out_TO)
-    for unit, span, part in zip(unit_GTi, span_GT1, packed.parts, strict=True):
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(unit, 1 / _STEPS, 0, part)
-        out_TO.addcmul_(product, span)
+    x_TGi = x_TI.unflatten(-1, (len(packed.parts), -1))
+    low_TG1 = x_TGi.amin(-1, keepdim=True)  # both at once, aminmax, takes several times as long
+    span_TG1 = (x_TGi.amax(-1, keepdim=True) - low_TG1).clamp_(min=torch.finfo(torch.float32).tiny)
+    unit_TGi = (x_TGi - low_TG1).div_(span_TG1)
+    y_TO = torch.mm(low_TG1.squeeze(-1), packed.sums_GO)
+    for unit, span, part in zip(unit_TGi.unbind(1), span_TG1.unbind(1), packed.parts, strict=True):
+        y_TO.addcmul_(_int8_product(unit, 1 / _STEPS, 0, part), span)
+    return y_TO
