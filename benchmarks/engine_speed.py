@@ -37,6 +37,7 @@ from twofold.base.files import write_json
 from twofold.base.gguf_file import read_metadata
 from twofold.base.records import Request, SamplingParams
 from twofold.engine.engine import Engine
+from twofold.engine.request import EngineOptions
 from twofold.model.gguf_read import load_gguf, open_gguf
 from twofold.model.gguf_write import save_gguf
 from twofold.model.hf_config import config_to_hf
@@ -75,7 +76,7 @@ for line in sys.stdin:
 
 def ours(model: Qwen3, speculate: int = 0) -> Generate:
     """Our engine on ``model``."""
-    engine = Engine(model, (0,))
+    engine = Engine(model, (0,), options=EngineOptions(entropies=False, replay_after=0))  # recorded while warming up
 
     def generate(prompts: list[list[int]], new: int) -> None:
         params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, speculate=speculate)

@@ -187,17 +187,19 @@ def packed_linear(x: torch.Tensor, packed: Packed) -> torch.Tensor:
     elif x_TI.shape[0] <= MOST_ROWS:
         y_TO = _int8_rows(x_TI, packed)
     else:
-        y_TO = torch.cat([_int8_rows(rows, packed) for rows in x_TI.split(MOST_ROWS)])
+        y_TO = x_TI.new_empty(x_TI.shape[0], packed.sums_GO.shape[-1])
+        for rows_TI, out_TO in zip(x_TI.split(MOST_ROWS), y_TO.split(MOST_ROWS), strict=True):
+            _int8_rows(rows_TI, packed, out_TO)
     return y_TO.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def _int8_rows(x_TI: torch.Tensor, packed: Packed) -> torch.Tensor:
+def _int8_rows(x_TI: torch.Tensor, packed: Packed, out_TO: torch.Tensor | None = None) -> torch.Tensor:
     """x = low + span * unit in every group, unit in [0, 1]; so W x = low * (sums of W) + span * W unit."""
     x_TGi = x_TI.unflatten(-1, (len(packed.parts), -1))
     low_TG1 = x_TGi.amin(-1, keepdim=True)  # both at once, aminmax, takes several times as long
     span_TG1 = (x_TGi.amax(-1, keepdim=True) - low_TG1).clamp_(min=torch.finfo(torch.float32).tiny)
     unit_TGi = (x_TGi - low_TG1).div_(span_TG1)
-    y_TO = torch.mm(low_TG1.squeeze(-1), packed.sums_GO)
+    y_TO = torch.mm(low_TG1.squeeze(-1), packed.sums_GO, out=out_TO)
     for unit, span, part in zip(unit_TGi.unbind(1), span_TG1.unbind(1), packed.parts, strict=True):
         y_TO.addcmul_(_int8_product(unit, 1 / _STEPS, 0, part), span)
     return y_TO
