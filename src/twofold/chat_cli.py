@@ -99,7 +99,9 @@ class Chat:
             InputError: an unknown parameter, or a value that the model cannot honour.
         """
         wanted = {name: value for name, value in {**self.sampling, **changes}.items() if value is not None}
-        self.policy.request([0], wanted, thinking=self.thinking)
+        request = self.policy.request([0], wanted, thinking=self.thinking)
+        if request.params.n != 1:
+            raise InputError(f"a chat has one reply, n = {request.params.n} asks for more")
         self.sampling = wanted
 
     def run(self, lines: Input) -> None:

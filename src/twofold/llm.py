@@ -314,11 +314,13 @@ class LLM:
             for index, request in enumerate(requests)
             for sample in range(request.params.n)
         ]
-        running = {self.engine.add(request): number for number, (_, _, request) in enumerate(samples)}
+        running: dict[int, int] = {}
         watches = [watch(request) for _, _, request in samples]
         lengths: dict[int, int] = {}  # tokens up to the one that completed a stop string
         done: dict[int, Completion] = {}
         try:
+            for number, (_, _, request) in enumerate(samples):
+                running[self.engine.add(request)] = number
             while len(done) < len(samples):
                 for event in self.engine.step():
                     number, token = running[event.request_id], event.token_id

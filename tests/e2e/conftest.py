@@ -73,12 +73,17 @@ class Running:
         return not engine.has_work and counters.running == counters.waiting == counters.blocks_used == 0
 
     def wait_until_idle(self, seconds: float = 20.0) -> None:
-        """Raise AssertionError if the engine is not idle by then."""
-        end = time.monotonic() + seconds
-        while not self.idle():
-            assert time.monotonic() < end, f"still busy: {self.service.llm.engine.counters}"
+        """Raise AssertionError if the engine is not idle and whole by then; until then it may be in mid-step."""
+        end, engine = time.monotonic() + seconds, self.service.llm.engine
+        while True:
+            try:
+                assert self.idle(), f"still busy: {engine.counters}"
+                engine.check_integrity()
+                return
+            except AssertionError:
+                if time.monotonic() >= end:
+                    raise
             time.sleep(0.01)
-        self.service.llm.engine.check_integrity()
 
 
 @contextmanager

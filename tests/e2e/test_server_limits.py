@@ -89,6 +89,19 @@ def test_a_full_queue_is_refused(guarded: Running) -> None:
     assert guarded.chat(max_tokens=2).choices
 
 
+def test_a_request_has_a_number_of_samples(served_folder: Path, serving: Any) -> None:
+    with serving(served_folder, max_samples=4) as server:
+        create = server.client.completions.create
+        assert len(create(model=server.name, prompt=["a", "b"], n=2, max_tokens=1).choices) == 4
+        for many in ({"prompt": ["a"] * 5}, {"prompt": [[300]] * 3, "n": 2}, {"prompt": ["a", "b"], "best_of": 3}):
+            with pytest.raises(openai.BadRequestError, match=r"prompts times n is \d, at most 4 \(max_samples\)"):
+                create(model=server.name, max_tokens=1, **many)
+        embed = server.client.embeddings.create
+        assert len(embed(model=server.name, input=["a"] * 4).data) == 4
+        with pytest.raises(openai.BadRequestError, match="the number of inputs is 5, at most 4"):
+            embed(model=server.name, input=["a"] * 5)
+
+
 def test_replies_have_a_time(served_folder: Path, serving: Any) -> None:
     with serving(served_folder, request_seconds=0.5) as server:
         with pytest.raises(openai.InternalServerError, match=r"took longer than 0\.5 seconds") as caught:
@@ -169,7 +182,8 @@ serve(Path(sys.argv[1]), port=int(sys.argv[2]), overrides=["grace_seconds=0.2"],
 
 
 @pytest.mark.slow
-def test_as_a_process_that_is_told_to_stop(served_folder: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_as_a_process_that_is_told_to_stop(served_folder: Path, told: signal.Signals) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -194,7 +208,7 @@ def test_as_a_process_that_is_told_to_stop(served_folder: Path) -> None:
         with httpx.stream("POST", base + "/v1/chat/completions", json=body, timeout=30) as stream:
             lines = stream.iter_lines()
             next(lines)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(told)
             events = [line for line in lines if line]
         assert events[-1] == "data: [DONE]"
         assert json.loads(events[-2][6:])["error"]["code"] == "shutting_down"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import struct
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -24,7 +26,9 @@ def test_another_model_and_unknown_routes(hybrid: Running) -> None:
     for method, path, status in (
         ("GET", "/v1/nothing", 404),
         ("POST", "/v1/nothing", 404),
-        ("GET", "/v1/embeddings", 404),
+        ("GET", "/v1/embeddings", 405),
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/models/tiny-model", 405),
         ("GET", "/nowhere", 404),
     ):
         answer = httpx.request(method, hybrid.base + path)
@@ -59,10 +63,28 @@ def test_completions(hybrid: Running) -> None:
         ({"prompt": "x", "best_of": 1, "n": 2}, "best_of must be at least n"),
         ({"prompt": "x", "suffix": "y"}, "suffix is not supported"),
         ({"prompt": [10**6]}, "token 1000000 is none"),
+        ({"prompt": "", "echo": True, "logprobs": 1, "max_tokens": 0}, "empty prompt"),
+        ({"prompt": [hybrid.service.llm.tokenizer.vocab_size], "echo": True}, "outside"),
+        ({"prompt": "x", "logit_bias": {"1" * 5000: 1}}, "keys are token ids"),
+        ({"prompt": "x", "extra_body": {"structured_outputs": {}}}, "structured_outputs is empty"),
         ({"prompt": "x", "extra_body": {"thinking_budget": 3}}, "belongs to chats"),
     ):
         with pytest.raises(openai.BadRequestError, match=words):
             create(model=hybrid.name, **{"max_tokens": 2, **bad})
+
+
+def test_every_choice_has_the_ids_of_its_own_prompt(hybrid: Running) -> None:
+    asked: dict[str, Any] = {"prompt": [[300, 301], [302]], "max_tokens": 3, "n": 2, "return_token_ids": True}
+    wanted = [[300, 301], [300, 301], [302], [302]]
+    whole = httpx.post(f"{hybrid.base}/v1/completions", json=asked).json()
+    assert "prompt_token_ids" not in whole
+    assert [choice["prompt_token_ids"] for choice in whole["choices"]] == wanted
+    found: dict[int, list[int]] = {}
+    text = httpx.post(f"{hybrid.base}/v1/completions", json={**asked, "stream": True}).text
+    for event in text.split("\n\n")[:-2]:
+        for choice in json.loads(event[6:])["choices"]:
+            found.setdefault(choice["index"], []).extend(choice.get("prompt_token_ids", []))
+    assert [found[index] for index in range(4)] == wanted
 
 
 def test_embeddings(hybrid: Running) -> None:
@@ -86,6 +108,58 @@ def test_embeddings(hybrid: Running) -> None:
     for bad in ({"input": []}, {"input": ""}, {"input": "x", "dimensions": 999}, {"input": [[10**6]]}):
         with pytest.raises(openai.BadRequestError):
             create(model=hybrid.name, **bad)
+
+
+TEXTS = [f"sum {number} " * 120 for number in range(12)]  # each fills a batch
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, server: Running, place: str) -> list[int]:
+    """Have a function that runs in the engine's thread take 50 ms more; the steps made before each of its calls."""
+    module, _, name = place.rpartition(".")
+    function, steps = getattr(importlib.import_module(module), name), []
+
+    def slowed(*given: Any) -> Any:
+        steps.append(server.service.loop.steps)
+        time.sleep(0.05)
+        return function(*given)
+
+    monkeypatch.setattr(place, slowed)
+    return steps
+
+
+def test_replies_go_on_between_batches_of_inputs(hybrid: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = httpx.post(f"{hybrid.base}/v1/embeddings", json={"input": TEXTS}).json()
+    steps = slow(monkeypatch, hybrid, "twofold.serve.embedding.embed")
+    with hybrid.chat(stream=True, max_tokens=900, extra_body={"ignore_eos": True}) as stream:
+        next(iter(stream))
+        beside = httpx.post(f"{hybrid.base}/v1/embeddings", json={"input": TEXTS}).json()
+    assert beside == alone and len(steps) == len(TEXTS) and len(set(steps)) > len(TEXTS) // 2
+    hybrid.wait_until_idle()
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "body"),
+    [
+        ("embeddings", "twofold.serve.embedding.embed", {"input": TEXTS}),
+        (
+            "completions",
+            "twofold.serve.service.score_prompt",
+            {"prompt": TEXTS, "echo": True, "logprobs": 0, "max_tokens": 0},
+        ),
+    ],
+)
+def test_a_client_that_goes_away_ends_what_is_computed_for_it(
+    hybrid: Running, monkeypatch: pytest.MonkeyPatch, path: str, place: str, body: dict[str, Any]
+) -> None:
+    steps, before = slow(monkeypatch, hybrid, place), aborted(hybrid)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{hybrid.base}/v1/{path}", json=body, timeout=0.2)
+    end = time.monotonic() + 5
+    while aborted(hybrid) == before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert 0 < len(steps) < len(TEXTS)
 
 
 def test_tokens_and_back(hybrid: Running) -> None:
@@ -115,8 +189,14 @@ def test_events_on_the_wire(hybrid: Running) -> None:
     assert other.status_code == 400 and len(other.headers["x-request-id"]) == 32
 
 
+def aborted(server: Running) -> float:
+    """How many clients have gone away."""
+    lines = httpx.get(f"{server.base}/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith("twofold:aborted_requests_total")).split()[-1])
+
+
 def test_a_client_that_goes_away_ends_its_request(hybrid: Running) -> None:
-    aborted = httpx.get(f"{hybrid.base}/metrics").text
+    before = aborted(hybrid)
     with hybrid.chat(stream=True, max_tokens=900, extra_body={"ignore_eos": True}) as stream:
         for _ in zip(range(3), stream, strict=False):
             pass
@@ -128,13 +208,7 @@ def test_a_client_that_goes_away_ends_its_request(hybrid: Running) -> None:
             extra_body={"ignore_eos": True},
         )  # fmt: skip
     hybrid.wait_until_idle(5)
-
-    def count(text: str) -> float:
-        return float(
-            next(line for line in text.splitlines() if line.startswith("twofold:aborted_requests_total")).split()[-1]
-        )
-
-    assert count(httpx.get(f"{hybrid.base}/metrics").text) == count(aborted) + 2
+    assert aborted(hybrid) == before + 2
 
 
 def test_metrics(hybrid: Running) -> None:

@@ -242,7 +242,7 @@ def test_a_reply_cannot_steer_the_terminal_or_the_markup(talk: Any) -> None:
     [
         (["--tools", "shell"], 1, "unknown tool 'shell'; there is: calc"),
         (["--budget", "-1"], 2, "--budget"),
-        (["--set", "max_tokens=0"], 1, "max_tokens and n must be >= 1"),
+        (["--set", "max_tokens=0"], 1, "max_tokens must be >= 1"),
         (["--set", "heat=1"], 1, "there are temperature"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_defaults_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None
     ("call", "words"),
     [
         (lambda llm: llm.chat(ASK, temprature=1), "unknown sampling parameter 'temprature'"),
-        (lambda llm: llm.chat(ASK, temperature=-1), "temperature must be >= 0"),
+        (lambda llm: llm.chat(ASK, temperature=-1), "temperature must be in"),
         (lambda llm: llm.chat([]), "messages is empty"),
         (lambda llm: llm.chat([{"role": "user", "content": "E1 B5 " * 200}]), "the model's context 160"),
         (lambda llm: llm.generate([[]]), "empty prompt"),
@@ -197,6 +198,21 @@ def test_embeddings_and_relevance(folder: Path) -> None:
     assert not torch.allclose(vectors[0], llm.embed(["sum"], task="find sums", dimensions=8)[0])
     scores = llm.rerank("sum", ["sum", "calc"])
     assert len(scores) == 2 and all(0 < score < 1 for score in scores)
+
+
+def test_a_request_refused_beside_others_leaves_none_behind(llm: LLM) -> None:
+    with pytest.raises(InputError, match="empty prompt"):
+        llm.engine.generate([Request((), SamplingParams())])
+    whole = llm.generate([[5, 6]], SamplingParams(0.0, max_tokens=4, stop=("zzz",)))
+    with pytest.raises(InputError, match="more kv_bytes"):
+        llm._complete(
+            [Request((5, 6), SamplingParams(stop=("x",))), Request((5,) * 10**6, SamplingParams(stop=("x",)))],
+            lambda _: SimpleNamespace(stops_at=lambda _: False, tokens=0),  # type: ignore[arg-type, return-value]
+        )
+    assert not llm.engine.has_work
+    again = llm.generate([[5, 6]], SamplingParams(0.0, max_tokens=4, stop=("zzz",)))
+    assert again[0].token_ids == whole[0].token_ids
+    llm.engine.check_integrity()
 
 
 def test_stop_strings_end_the_answer(llm: LLM) -> None:

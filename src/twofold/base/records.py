@@ -5,13 +5,14 @@ Nothing here knows about tokenizers, tensors or templates. Imports no torch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "aborted"]
 GrammarKind = Literal["json_schema", "json", "regex", "lark"]
+
+_MOST, _MOST_SEED = 2**32, 2**62  # whole numbers that samplers and clocks can hold
 
 
 class InputError(ValueError):
@@ -121,21 +122,24 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check_filters(self.temperature, self.top_p, self.top_k, self.min_p)
-        if self.max_tokens < 1 or self.n < 1:
-            raise InputError(f"max_tokens and n must be >= 1, got {self.max_tokens} and {self.n}")
-        if self.thinking_budget is not None and self.thinking_budget < 0:
-            raise InputError(f"thinking_budget must be >= 0 or None, got {self.thinking_budget}")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not -2 <= getattr(self, name) <= 2:
-                raise InputError(f"{name} must be in [-2, 2], got {getattr(self, name)}")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise InputError(f"repetition_penalty must be > 0 (1 = off), got {self.repetition_penalty}")
+        for name in ("max_tokens", "n"):
+            _check_whole(name, getattr(self, name), least=1)
         for name in ("min_tokens", "top_logprobs", "speculate"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
+            _check_whole(name, getattr(self, name))
+        _check_whole("seed", self.seed, -_MOST_SEED, _MOST_SEED)
+        if self.thinking_budget is not None:
+            _check_whole("thinking_budget", self.thinking_budget)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_number(name, getattr(self, name), -2, 2)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
         if self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}")
         self._check_bias()
+        if not isinstance(self.stop_token_ids, tuple) or not all(isinstance(i, int) for i in self.stop_token_ids):
+            raise InputError(f"stop_token_ids must be a tuple of token ids, got {self.stop_token_ids!r}")
+        for name, kind in (("grammar", Grammar), ("post_thinking", AnswerSampling)):
+            if not isinstance(getattr(self, name), kind | None):
+                raise InputError(f"{name} must be {kind.__name__} or None, got {getattr(self, name)!r}")
         if isinstance(self.stop, str) or any(not isinstance(stop, str) or not stop for stop in self.stop):
             raise InputError("stop must be a tuple of non-empty strings")
         if self.grammar is not None and (self.min_tokens or self.ignore_eos):
@@ -151,14 +155,22 @@ class SamplingParams:
 
 
 def _check_filters(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
-    if not 0 <= temperature < math.inf:
-        raise InputError(f"temperature must be >= 0, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise InputError(f"top_p must be in (0, 1], got {top_p}")
-    if top_k < 0:
-        raise InputError(f"top_k must be >= 0 (0 = off), got {top_k}")
-    if not 0 <= min_p <= 1:
-        raise InputError(f"min_p must be in [0, 1] (0 = off), got {min_p}")
+    _check_number("temperature", temperature, 0, 1e30)
+    _check_number("min_p", min_p, 0, 1)
+    _check_whole("top_k", top_k)
+    if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
+        raise InputError(f"top_p must be in (0, 1], got {top_p!r}")
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Numbers far outside overflow in fp32, inside a step of the engine."""
+    if not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{name} must be in [{low}, {high}], got {value!r}")
+
+
+def _check_whole(name: str, value: Any, least: int = 0, most: int = _MOST) -> None:
+    if not isinstance(value, int) or not least <= value <= most:
+        raise InputError(f"{name} must be >= {least}, whole and at most {most}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from twofold.base.batch import boundaries, positions
 from twofold.base.records import InputError
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.qwen3 import Qwen3
-from twofold.ops.loss import head_logits
 
 Tokens = Sequence[Sequence[int]]
 
@@ -53,9 +52,9 @@ def relevance(
     Raises:
         InputError: an empty prompt.
     """
-    answers_2D = model.head_weight[[no_id, yes_id]]
-    states = list(_last_states(model, token_lists, tokens_per_batch))
-    return head_logits(torch.cat(states), answers_2D).softmax(-1)[:, 1] if states else torch.zeros(0)
+    states = _last_states(model, token_lists, tokens_per_batch)
+    logits = [model.logits(state_SD)[:, [no_id, yes_id]] for state_SD in states]
+    return torch.cat(logits).softmax(-1)[:, 1] if logits else torch.zeros(0)
 
 
 def _last_states(model: Qwen3, token_lists: Tokens, tokens_per_batch: int) -> Iterator[torch.Tensor]:

@@ -7,7 +7,7 @@ Texts, templates and tools are not known here. One thread at a time: it is not t
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -261,16 +261,16 @@ class Engine:
         self._check(request, "the request")
         return self._queue(request, self._events, key=key)
 
-    def abort(self, request_id: int) -> None:
-        """End the samples of a request; their slots and blocks are free at once, and the next ``step`` delivers their
-        last events. Does nothing to a request that has ended."""
-        for sample in self._scheduler.abort(request_id):
+    def abort(self, request_ids: int | Collection[int]) -> None:
+        """End the samples of a request, or of several; their slots and blocks are free at once, and the next ``step``
+        delivers their last events. Does nothing to a request that has ended."""
+        for sample in self._scheduler.abort(request_ids):
             if sample.slot >= 0:
                 completion = self._take(sample, aborted=True)
             else:
                 completion = Completion(sample.index, sample.sample_index, finish_reason="aborted")
                 completion.policy_version = self.policy_version
-            self._emit(Event(request_id, sample.sample_index, None, completion=completion))
+            self._emit(Event(sample.request_id, sample.sample_index, None, completion=completion))
 
     def step(self) -> list[Event]:
         """One forward pass over what the scheduler chose; the new tokens of added requests, in order.

@@ -4,7 +4,7 @@ One token of a small model is hundreds of operations of a few microseconds each,
 longer than running them. A recording is the model's own forward pass as ``torch.jit.trace`` wrote it down: the same
 operations in the same order, so the same bits. It serves any number of rows and any length; what it cannot know is
 chosen by Python, so steps that need such a choice (prompts, several groups of rows, experts, sliding windows, long
-context, adapters, weights packed by oneDNN) are run as ever, and so is everything on a GPU and across processes.
+context, adapters, hooks, weights packed by oneDNN) are run as ever, and so is everything on a GPU and across processes.
 
 Shape legend: R rows being decoded, L keys of the longest row, D width.
 """
@@ -71,11 +71,13 @@ class Replay:
     def refresh(self, adapter: str | None) -> None:
         """Drop recordings of what the model no longer is; to be called before samples begin, not at every step."""
         tensors = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
-        made_of = (*map(id, self.model.modules()), *tensors, self.model.attention_dtype)
+        modules = list(self.model.modules())
+        made_of = (*map(id, modules), *tensors, self.model.attention_dtype)
         if made_of != self._made_of:
             self._made_of = made_of
             self._recordings.clear()
-        self._usable = self.after is not None and adapter is None and _recordable(self.model)
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        self._usable = self.after is not None and adapter is None and not hooked and _recordable(self.model)
 
     def run(self, inputs: StepInputs) -> torch.Tensor | None:
         """Final hidden states [R, D] of a decoding step, its keys written; None where it has to be run otherwise."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from twofold.base.records import InputError
@@ -31,12 +32,13 @@ class Batch:
     """One forward pass.
 
     rows: samples that are decoded: one token each, with keys before it, no draft, nobody waiting for it. chunks: all
-    others. moves: contents of blocks
-    to move before it, {old: new}, and how many positions of them. copies: after it, (source, target, positions).
+    others. decodes: some of them go on with an answer. moves: contents of blocks to move before it, {old: new}, and how
+    many positions of them. copies: after it, (source, target, positions).
     """
 
     rows: list[Sample] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+    decodes: bool = False
     moves: dict[int, int] = field(default_factory=dict)
     moved: int = 0
     copies: list[tuple[int, int, int]] = field(default_factory=list)
@@ -97,11 +99,13 @@ class Scheduler:
             simple = decoding and not sample.draft and not sample.followers
             if simple and 0 < place < len(sample.blocks) * size:  # nearly always
                 batch.rows.append(sample)
+                batch.decodes = True
                 left -= 1
                 continue
             taken = self._go_on(batch, sample, left if decoding else self._prompt_share(batch, left, prompt_left))
             left -= taken
             prompt_left -= 0 if decoding else taken
+            batch.decodes |= decoding and taken > 0
         if preemptions == self.stats.preemptions:
             self._admit_all(batch, self._prompt_share(batch, left, prompt_left))
         return batch
@@ -109,7 +113,7 @@ class Scheduler:
     def _prompt_share(self, batch: Batch, left: int, prompt_left: int) -> int:
         """Prompt tokens that this step may still take."""
         taken = self.max_tokens - prompt_left
-        return min(left, (self.mixed_tokens if batch.rows else self.max_tokens) - taken)
+        return min(left, (self.mixed_tokens if batch.decodes else self.max_tokens) - taken)
 
     def _go_on(self, batch: Batch, sample: Sample, allowed: int) -> int:
         """Put a running sample's next tokens into the batch; preempt others, or it, if there are no blocks for them.
@@ -256,10 +260,11 @@ class Scheduler:
         for sample in samples:
             self._give_up(sample)
 
-    def abort(self, request_id: int) -> list[Sample]:
-        """End the samples of a request that have not ended, and return them."""
-        ended = [sample for sample in (*self.running, *self.waiting) if sample.request_id == request_id]
-        self.waiting = deque(sample for sample in self.waiting if sample.request_id != request_id)
+    def abort(self, request_ids: int | Collection[int]) -> list[Sample]:
+        """End the samples of a request, or of several, that have not ended, and return them."""
+        ids = {request_ids} if isinstance(request_ids, int) else set(request_ids)
+        ended = [sample for sample in (*self.running, *self.waiting) if sample.request_id in ids]
+        self.waiting = deque(sample for sample in self.waiting if sample.request_id not in ids)
         self.end(ended)
         return ended
 

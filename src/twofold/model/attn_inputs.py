@@ -65,15 +65,19 @@ class PagedKV(Pools):
         return sum(pool.numel() * pool.element_size() for pools in self.layers for pool in pools)
 
     def grow(self, blocks: int) -> None:
-        """Have at least this many blocks; what is in those that are there is kept."""
-        if blocks <= self.blocks:
-            return
+        """Have at least this many blocks; what is in those that are there is kept.
+
+        One layer after the other, so that little is held twice; where memory does not suffice, some layers have grown
+        already and nothing is lost.
+        """
         for index, pools in enumerate(self.layers):
-            larger = (self._pool(blocks), self._pool(blocks))
-            for old, new in zip(pools, larger, strict=True):
-                new[:, : self.blocks] = old
-            self.layers[index] = larger
-        self.blocks = blocks
+            held = pools[0].shape[1]
+            if held < blocks:
+                larger = (self._pool(blocks), self._pool(blocks))
+                for old, new in zip(pools, larger, strict=True):
+                    new[:, :held] = old
+                self.layers[index] = larger
+        self.blocks = max(self.blocks, blocks)
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first ``length`` positions of blocks to others; no block is both a source and a target."""
@@ -223,7 +227,8 @@ class AttnInputs:
         if self.cache is None:
             return self._begin(q_TNH, k_TKH, v_TKH, window)
         for pool, new in zip(self.cache.layers[layer], (k_TKH, v_TKH), strict=True):
-            pool[:, self.block_T, self.place_T] = (new[: -self.idle] if self.idle else new).transpose(0, 1)
+            places = pool.permute(1, 2, 0, 3)
+            places.index_put_((self.block_T, self.place_T), new[: -self.idle] if self.idle else new)
         outputs = [self._decode(layer, q_TNH, group, window) for group in self.groups]
         if self.plan is not None:
             mine = slice(self.rows, self.cu_seqlens[self._begun.stop])

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import StreamingResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import twofold
@@ -88,20 +89,24 @@ class _Page(StaticFiles):
 def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        reply = await service.chat(await _body(request, service.config.max_body_bytes))
-        return await _answer(request, service, reply)
+        data = await _body(request, service.config.max_body_bytes)
+        return await _attended(request, service, _answer(service, service.chat(data)))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        reply = await service.completion(await _body(request, service.config.max_body_bytes))
-        return await _answer(request, service, reply)
+        data = await _body(request, service.config.max_body_bytes)
+        return await _attended(request, service, _answer(service, service.completion(data)))
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings")
     async def embed(request: Request) -> Response:
         body, _, warnings = read_body(EmbeddingRequest, await _body(request, service.config.max_body_bytes))
-        return _json(await embeddings(service, body, warnings))
+
+        async def answer() -> Response:
+            return _json(await embeddings(service, body, warnings))
+
+        return await _attended(request, service, answer())
 
     @app.post("/tokenize")
     async def to_tokens(request: Request) -> Response:
@@ -139,26 +144,36 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
-    async def unknown(rest: str) -> Response:
+    async def unknown(request: Request, rest: str) -> Response:
+        if any(route.matches(request.scope)[0] is Match.PARTIAL for route in app.routes):
+            raise HTTPException(405)
         raise ApiError(404, f"there is no /v1/{rest[:100]} here", "unknown_route")
 
 
-async def _answer(request: Request, service: Service, reply: Reply) -> Response:
-    """The reply as a stream of events or in one piece; either way a client that goes away ends it."""
+async def _answer(service: Service, asked: Coroutine[Any, Any, Reply]) -> Response:
+    """The reply as a stream of events or in one piece."""
+    reply = await asked
     if reply.prepared.stream:
         return _EventStream(service, reply)
-    work = asyncio.ensure_future(reply.whole())
+    try:
+        return _json(await reply.whole())
+    finally:
+        reply.close()
+
+
+async def _attended(request: Request, service: Service, making: Coroutine[Any, Any, Response]) -> Response:
+    """The response once it is made; a client that goes away before ends the work on it."""
+    work = asyncio.ensure_future(making)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
-            return _json(work.result())
+            return work.result()
         service.metrics.aborted()
         return Response(status_code=499)  # nobody reads it
     finally:
         work.cancel()
         gone.cancel()
-        reply.close()
 
 
 class _EventStream(StreamingResponse):

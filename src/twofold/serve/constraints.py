@@ -166,6 +166,8 @@ def _answer_grammars(request: SamplingFields) -> Sequence[tuple[str, Grammar | N
         given.append(("response_format", made))
     if (inner := request.structured_outputs) is not None:
         place = "structured_outputs"
+        if not inner.model_dump(exclude_none=True):
+            raise bad_request(f"{place} is empty; give json, json_object, regex, choice or grammar", place)
         given += [
             (f"{place}.json", None if inner.json_ is None else _json(inner.json_)),
             (f"{place}.json_object", _json(None) if inner.json_object else None),

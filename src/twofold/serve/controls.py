@@ -138,6 +138,11 @@ def read_thinking(given: Mapping[str, Any]) -> Thinking:
     return Thinking(**{name: fact for name, (fact, _) in said.items()})
 
 
+def about_thoughts(given: Mapping[str, Any]) -> list[str]:
+    """The controls in a request that say whether thoughts are shown, to the reader or to the model."""
+    return [path for path, _ in _flat(given) if _LEAVES[path].read in (_shown, _hidden, _history)]
+
+
 def _flat(given: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(path, value) of every control, objects taken apart."""
     pairs: list[tuple[str, Any]] = []

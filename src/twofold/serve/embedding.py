@@ -1,18 +1,22 @@
-"""``/v1/embeddings``: texts or token lists to vectors, in the engine's thread.
+"""``/v1/embeddings``: texts or token lists to vectors, in the engine's thread, where answers go on between batches.
 
 Not here: the model's side (``engine/embed.py``), and the form of texts (``text/retrieval.py``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
+
+import torch
 
 from twofold.base.records import InputError
 from twofold.engine.embed import embed
 from twofold.serve.errors import bad_request, from_input_error
-from twofold.serve.protocol import EmbeddingRequest
+from twofold.serve.protocol import EmbeddingRequest, count_texts
 from twofold.serve.service import Service
 from twofold.text.retrieval import embedding_ids, query_text
 
@@ -21,16 +25,19 @@ async def embeddings(service: Service, body: EmbeddingRequest, warnings: Sequenc
     """The reply.
 
     Raises:
-        ApiError: 400 for an empty or too long input, or dimensions that the model does not have.
+        ApiError: 400 for an empty, too long or surplus input, or dimensions that the model does not have.
     """
     service.check_model(body.model)
+    service.check_samples(count_texts(body.input), "input", "the number of inputs")
     try:
-        lists = _lists(service, body)
-        vectors = await service.loop.call(lambda: embed(service.llm.model, lists, body.dimensions))
+        lists = await asyncio.to_thread(_lists, service, body)
+        vectors = []
+        for batch in _batches(lists, service.llm.engine.options.mixed_tokens):
+            vectors.append(await service.loop.call(partial(_vectors, service, batch, body.dimensions)))
     except InputError as error:
         raise from_input_error(error, "input") from None
     data = []
-    for index, vector in enumerate(vectors.cpu().numpy().astype("<f4")):
+    for index, vector in enumerate(torch.cat(vectors).numpy().astype("<f4")):
         shown = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
         data.append({"object": "embedding", "index": index, "embedding": shown})
     count = sum(map(len, lists))
@@ -43,6 +50,22 @@ async def embeddings(service: Service, body: EmbeddingRequest, warnings: Sequenc
     if warnings:
         reply["warnings"] = list(warnings)
     return reply
+
+
+def _vectors(service: Service, batch: list[list[int]], dimensions: int | None) -> torch.Tensor:
+    """In the engine's thread: the vectors of a batch, on the CPU."""
+    return embed(service.llm.model, batch, dimensions).cpu()
+
+
+def _batches(lists: list[list[int]], most: int) -> Iterator[list[list[int]]]:
+    """The inputs in order, together no longer than ``most`` tokens; a longer one is alone."""
+    batch: list[list[int]] = []
+    for ids in lists:
+        if batch and sum(map(len, batch)) + len(ids) > most:
+            yield batch
+            batch = []
+        batch.append(ids)
+    yield batch
 
 
 def _lists(service: Service, body: EmbeddingRequest) -> list[list[int]]:

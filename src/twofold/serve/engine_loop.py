@@ -213,8 +213,7 @@ class EngineLoop:
 
     def forget(self, job: Job) -> None:
         """In the engine's thread: end all requests of a job that nobody reads."""
-        for part in range(len(job.ids)):
-            self.abort(job, part)
+        self.engine.abort([engine_id for engine_id in job.ids if engine_id in self._jobs])
 
     def _run(self) -> None:
         while not self._stop:
@@ -229,10 +228,13 @@ class EngineLoop:
                 self._fail(error)
 
     def _work(self) -> None:
-        """Run what was posted; waits for it while the engine has nothing to do."""
+        """Run what was posted; waits for it while the engine has nothing to do.
+
+        What is posted meanwhile waits for a step, or somebody who always posts the next piece would stop all answers.
+        """
         idle = self.failure is not None or not self.engine.has_work
         try:
-            while True:
+            for _ in range(max(1, self._inbox.qsize())):
                 self._inbox.get(block=idle)()
                 idle = False
         except queue.Empty:

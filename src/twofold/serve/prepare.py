@@ -14,7 +14,7 @@ from typing import Any
 from twofold.base.records import AnswerSampling, InputError, Request
 from twofold.llm import LLM
 from twofold.serve.constraints import ToolPlan, answer_grammar, call_grammar, forbidden_calls, plan_tools
-from twofold.serve.controls import Thinking, read_thinking
+from twofold.serve.controls import Thinking, about_thoughts, read_thinking
 from twofold.serve.errors import bad_request, from_input_error
 from twofold.serve.protocol import ChatRequest, CompletionRequest, PostThinking, SamplingFields
 from twofold.serve.replies import Wanted
@@ -57,14 +57,14 @@ def prepare_chat(llm: LLM, request: ChatRequest, controls: Json, warnings: Seque
     thinking = read_thinking(controls)
     plan = plan_tools(request)
     try:
+        thinks = llm.renderer.policy.spec.thinks
+        unheard = [*_without_thought(request, controls, thinks, thinking), *_unshown(request.messages)]
         ids = prompt_ids(llm, request, plan, thinking)
         sampling = _chat_sampling(llm, request, plan)
-        mode = llm.renderer.policy.spec.thinks and thinking.enabled is not False
+        mode = thinks and thinking.enabled is not False
         sampling |= _budget(llm, ids, sampling, thinking)
         [base] = _requests(llm, [ids], sampling, mode)
-        return _prepared(
-            [base], request, _chat_wanted(request, plan, thinking), [*warnings, *_unshown(request.messages)]
-        )
+        return _prepared([base], request, _chat_wanted(request, base, plan, thinking), [*warnings, *unheard])
     except InputError as error:
         raise from_input_error(error) from None
 
@@ -86,16 +86,17 @@ def prepare_completion(llm: LLM, request: CompletionRequest, warnings: Sequence[
         sampling["top_logprobs"] = request.logprobs
     if (grammar := answer_grammar(request)) is not None:
         sampling["grammar"] = grammar
-    wanted = Wanted(
-        top_logprobs=request.logprobs,
-        token_ids=request.return_token_ids,
-        stop=_stops(request),
-        stop_ids=frozenset(request.stop_token_ids or ()),
-    )
     try:
         if request.max_tokens == 0:
             sampling["max_tokens"] = 1
-        return _prepared(_requests(llm, prompts, sampling, None), request, wanted, list(warnings))
+        bases = _requests(llm, prompts, sampling, None)
+        wanted = Wanted(
+            top_logprobs=request.logprobs,
+            token_ids=request.return_token_ids,
+            stop=_stops(request, bases[0]),
+            stop_ids=frozenset(request.stop_token_ids or ()),
+        )
+        return _prepared(bases, request, wanted, list(warnings))
     except InputError as error:
         raise from_input_error(error, "prompt") from None
 
@@ -108,12 +109,12 @@ def prompt_ids(llm: LLM, request: ChatRequest, plan: ToolPlan, thinking: Thinkin
     """
     renderer = llm.renderer
     policy = renderer.policy
+    if not policy.spec.thinks and (thinking.enabled or thinking.budget is not None or thinking.keep_history):
+        raise bad_request(f"this model does not think (template family {policy.family!r}); leave the controls out")
     if thinking.keep_history is not None:
         renderer = Renderer(
             llm.tokenizer, replace(policy, history_thinking="keep" if thinking.keep_history else "strip")
         )
-    if not policy.spec.thinks and (thinking.enabled or thinking.budget is not None):
-        raise bad_request(f"this model does not think (template family {policy.family!r}); leave the controls out")
     tools = list(plan.shown) or None
     mode = thinking.enabled is not False
     if not request.continue_final_message:
@@ -133,7 +134,7 @@ def prompt_ids(llm: LLM, request: ChatRequest, plan: ToolPlan, thinking: Thinkin
 def token_lists(llm: LLM, given: str | Sequence[Any]) -> list[list[int]]:
     """Prompts of the old API: a text, several, token ids, or several lists of them."""
     if isinstance(given, str):
-        return [llm.tokenizer.encode_with_special(given)]
+        given = [given]
     if given and all(isinstance(item, int) for item in given):
         return [list(given)]
     lists = [llm.tokenizer.encode_with_special(item) if isinstance(item, str) else list(item) for item in given]
@@ -184,7 +185,7 @@ def _sampling(request: SamplingFields) -> Json:
 
 
 def _bias(token: str, bias: float) -> tuple[int, float]:
-    if not token.isdecimal():
+    if not token.isdecimal() or len(token) > 20:  # Python reads no number of more than 4,300 digits
         raise bad_request(f"logit_bias has the key {token!r:.40}; keys are token ids", "logit_bias")
     return int(token), bias
 
@@ -249,15 +250,15 @@ def _prepared(bases: list[Request], request: SamplingFields, wanted: Wanted, war
     )
 
 
-def _chat_wanted(request: ChatRequest, plan: ToolPlan, thinking: Thinking) -> Wanted:
+def _chat_wanted(request: ChatRequest, base: Request, plan: ToolPlan, thinking: Thinking) -> Wanted:
     return Wanted(
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         token_ids=request.return_token_ids,
-        stop=_stops(request),
+        stop=_stops(request, base),
         stop_ids=frozenset(request.stop_token_ids or ()),
         hidden=thinking.hidden,
         parse=ParseOptions(
-            stop=_stops(request),
+            stop=_stops(request, base),
             tools=plan.shown or None,
             early_calls=plan.strict,
             call_id=lambda index: f"call_{secrets.token_hex(12)}",
@@ -265,11 +266,24 @@ def _chat_wanted(request: ChatRequest, plan: ToolPlan, thinking: Thinking) -> Wa
     )
 
 
-def _stops(request: SamplingFields) -> tuple[str, ...]:
-    given = [request.stop] if isinstance(request.stop, str) else request.stop or []
+def _stops(request: SamplingFields, base: Request) -> tuple[str, ...]:
+    """The request's stop strings, or where it has none to say the checkpoint's."""
+    if request.stop is None:
+        return base.params.stop
+    given = [request.stop] if isinstance(request.stop, str) else request.stop
     if not all(given):
         raise bad_request("stop has an empty string; leave it out", "stop")
     return tuple(given)
+
+
+def _without_thought(request: ChatRequest, controls: Json, thinks: bool, thinking: Thinking) -> list[str]:
+    """Warnings about what is said of thoughts where there are none."""
+    found = []
+    if request.stop_loops and (not thinks or thinking.enabled is False):
+        found.append("stop_loops has no effect: there is no thought to stop")
+    if not thinks:
+        found += [f"{path} has no effect: this model does not think" for path in about_thoughts(controls)]
+    return found
 
 
 def _unshown(messages: Sequence[Json]) -> list[str]:

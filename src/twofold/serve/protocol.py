@@ -159,6 +159,11 @@ class CompletionRequest(SamplingFields):
     best_of: int | None = Field(default=None, ge=1)
 
 
+def count_texts(given: str | list[str] | list[int] | list[list[int]]) -> int:
+    """How many texts a ``prompt`` or ``input`` holds: a text or a list of ids is one."""
+    return 1 if isinstance(given, str) or (given and isinstance(given[0], int)) else len(given)
+
+
 class EmbeddingRequest(Body):
     """``POST /v1/embeddings``. ``instruction`` says in a sentence what a query looks for; documents have none."""
 

@@ -211,11 +211,14 @@ class ChatChoice(Choice):
 class TextChoice(Choice):
     """One continuation of a plain prompt."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, wanted: Wanted, echo: Echo | None = None) -> None:
+    def __init__(
+        self, index: int, tokenizer: Tokenizer, wanted: Wanted, prompt_ids: list[int], echo: Echo | None = None
+    ) -> None:
         super().__init__(index, tokenizer, wanted)
         self._decoder, self._matcher = StreamDecoder(tokenizer), StopMatcher(wanted.stop)
         self._text = self._new_text = echo.text if echo else ""
-        self._at = 0  # where the next token's text begins, for text_offset
+        self._at, self._places = 0, StreamDecoder(tokenizer)  # where the next token's text begins, for text_offset
+        self._prompt_ids, self._begun = prompt_ids, False
         self._logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self._ids: list[int] = []
         self._scores = echo.scores if echo and wanted.top_logprobs is not None else []
@@ -232,6 +235,9 @@ class TextChoice(Choice):
         if self.wanted.token_ids:
             out["token_ids"] = self._taken_ids()
             self._ids += out["token_ids"]
+            if not self._begun:
+                out["prompt_token_ids"] = self._prompt_ids
+        self._begun = True
         if self.finish_reason is not None:
             out["stop_reason"] = self.stop_reason
         return out
@@ -242,7 +248,7 @@ class TextChoice(Choice):
         if self.wanted.top_logprobs is not None:
             out["logprobs"] = self._logprobs
         if self.wanted.token_ids:
-            out["token_ids"] = self._ids
+            out |= {"token_ids": self._ids, "prompt_token_ids": self._prompt_ids}
         return out | {"stop_reason": self.stop_reason}
 
     def finish(self, reason: str) -> None:
@@ -266,20 +272,22 @@ class TextChoice(Choice):
 
     def _table(self) -> Json:
         """Log-probabilities of what is new, in the form of the old completions API."""
-        new = self._taken_events()
-        rows = self._scores + [
-            Score(event.token_id, event.logprob, event.top) for event in new if event.token_id is not None
-        ]
-        self._scores = []
         table: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        scores, self._scores = self._scores, []
+        self._fill(table, scores)
+        self._at += len(self._places.flush()) if scores else 0  # the prompt's text is whole in itself
+        new = self._taken_events()
+        self._fill(table, [Score(e.token_id, e.logprob, e.top) for e in new if e.token_id is not None])
+        return table
+
+    def _fill(self, table: Json, rows: list[Score]) -> None:
         for row in rows:
             best = {token_name(self.tokenizer, token): max(value, LOWEST) for token, value in row.top}
             table["tokens"].append(token_name(self.tokenizer, row.token_id))
             table["token_logprobs"].append(None if row.logprob is None else max(row.logprob, LOWEST))
             table["top_logprobs"].append(None if row.logprob is None else best)
             table["text_offset"].append(self._at)
-            self._at += 0 if self.tokenizer.is_special(row.token_id) else len(self.tokenizer.decode([row.token_id]))
-        return table
+            self._at += 0 if self.tokenizer.is_special(row.token_id) else len(self._places.feed(row.token_id))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop: no new requests; running ones have the grace to finish. A second Ctrl-C ends at once."""
-        self.begin_shutdown()
-        super().handle_exit(sig, frame)
+        self.service.loop.drain(self.service.config.grace_seconds)
+        super().handle_exit(sig, frame)  # takes should_exit, set already, for a second Ctrl-C
 
     def begin_shutdown(self) -> None:
         """The same without a signal, from any thread."""

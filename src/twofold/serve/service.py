@@ -23,7 +23,7 @@ from twofold.serve.engine_loop import EngineLoop, Job
 from twofold.serve.errors import ApiError, bad_request, from_input_error
 from twofold.serve.metrics import Metrics
 from twofold.serve.prepare import Prepared, prepare_chat, prepare_completion
-from twofold.serve.protocol import ChatRequest, CompletionRequest, read_body
+from twofold.serve.protocol import ChatRequest, CompletionRequest, count_texts, read_body
 from twofold.serve.replies import ChatChoice, Choice, Echo, Score, TextChoice
 from twofold.serve.scoring import score_prompt
 from twofold.text.policy import Family
@@ -78,8 +78,8 @@ class Reply:
         }
         if warnings := [*self.prepared.warnings, *self._parser_warnings(kept)]:
             body["warnings"] = warnings
-        if self.prepared.wanted.token_ids:
-            body["prompt_token_ids"] = self.prepared.prompts[0]
+        if self.prepared.wanted.token_ids and isinstance(self.choices[0], ChatChoice):
+            body["prompt_token_ids"] = self.prepared.prompts[0]  # completions have them in each choice
         return body
 
     async def chunks(self) -> AsyncIterator[Json]:
@@ -89,10 +89,10 @@ class Reply:
         if isinstance(self.choices[0], ChatChoice):
             opening = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
             first["choices"] = [{"index": choice.index, **opening} for choice in self.choices]
+            if self.prepared.wanted.token_ids:
+                first["prompt_token_ids"] = self.prepared.prompts[0]
         if self.prepared.warnings:
             first["warnings"] = self.prepared.warnings
-        if self.prepared.wanted.token_ids:
-            first["prompt_token_ids"] = self.prepared.prompts[0]
         if first["choices"] or len(first) > 1:
             yield head | first
         async for touched in self._follow():
@@ -246,10 +246,18 @@ class Service:
             ApiError: it cannot be honoured.
         """
         request, _, warnings = read_body(CompletionRequest, data)
-        self._check(request.model, request.best_of or request.n)
+        best_of = request.best_of or request.n
+        self._check(request.model, best_of)
+        self.check_samples(count_texts(request.prompt) * best_of, "prompt", "prompts times n")
         prepared = await asyncio.to_thread(prepare_completion, self.llm, request, warnings)
-        echoes = await self._echoes(request, prepared)
-        choices = [TextChoice(i, self.llm.tokenizer, prepared.wanted, echo) for i, echo in enumerate(echoes)]
+        try:
+            echoes = await self._echoes(request, prepared)
+        except InputError as error:
+            raise from_input_error(error, "prompt") from None
+        choices = [
+            TextChoice(index, self.llm.tokenizer, prepared.wanted, *of_prompt)
+            for index, of_prompt in enumerate(zip(prepared.prompts, echoes, strict=True))
+        ]
         if request.max_tokens == 0:
             for choice in choices:
                 choice.finish("length")
@@ -259,16 +267,23 @@ class Service:
         return reply
 
     async def _echoes(self, request: CompletionRequest, prepared: Prepared) -> list[Echo | None]:
+        """The prompts as text, with scores if they are wanted: one prompt for each call of the engine's thread."""
         if not request.echo:
             return [None] * len(prepared.prompts)
         echoes: dict[tuple[int, ...], Echo] = {}
         for ids in prepared.prompts:
             if tuple(ids) not in echoes:
+                text = self.llm.tokenizer.decode(ids, skip_special_tokens=True)
                 scores: list[Score] = []
                 if request.logprobs is not None:
                     scores = await self.loop.call(partial(score_prompt, self.llm.model, ids, request.logprobs))
-                echoes[tuple(ids)] = Echo(self.llm.tokenizer.decode(ids, skip_special_tokens=True), scores)
+                echoes[tuple(ids)] = Echo(text, scores)
         return [echoes[tuple(ids)] for ids in prepared.prompts]
+
+    def check_samples(self, count: int, param: str, what: str) -> None:
+        """Raise ApiError 400 for more than one request may ask for."""
+        if count > self.config.max_samples:
+            raise bad_request(f"{what} is {count}, at most {self.config.max_samples} (max_samples); send less", param)
 
     def _check(self, name: str | None, n: int) -> None:
         self.check_model(name)

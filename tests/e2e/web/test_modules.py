@@ -228,7 +228,8 @@ def test_conversations_from_outside_are_checked(run: Run) -> None:
     }  # fmt: skip
     found = run("tree.js", "checked", "return checked(given);", good)
     assert "evil" not in found and found["nodes"]["u"]["pick"] == "b"
-    assert found["nodes"]["a"] | {"content": "", "state": "interrupted", "tokens": [["x", -1]]} == found["nodes"]["a"]
+    node = found["nodes"]["a"]
+    assert node | {"content": "", "state": "interrupted", "tokens": [["x", -1, [], 0]]} == node
     assert found["nodes"]["b"]["stats"] == {"prompt": 3}
     loops = json.loads(json.dumps(good))
     loops["nodes"]["a"]["kids"] = ["u"]
@@ -237,6 +238,37 @@ def test_conversations_from_outside_are_checked(run: Run) -> None:
     for bad in [loops, strange, {}, None, {"nodes": {}, "kids": ["x"]}, {"nodes": {}, "kids": 3}]:
         body = "try { checked(given); return 'taken'; } catch (error) { return 'refused'; }"
         assert run("tree.js", "checked", body, bad) == "refused", bad
+
+
+def test_what_cannot_be_drawn_is_mended(run: Run) -> None:
+    """Times that no Date holds, kinds of errors without a text, probabilities without alternatives, counts below 0."""
+    raw = {
+        "created": 1e300, "updated": -8.7e15, "kids": ["a"],
+        "nodes": {
+            "a": {
+                "role": "assistant", "kids": [], "created": 1e300, "state": "error", "error": {"kind": "foo"},
+                "tokens": [["a", -1], ["b", 1e300, [["c", 2], 5, ["d"], ["e", -2]], True]],
+                "stats": {"budget": -1, "completion": 3, "forced": True},
+            },
+        },
+    }  # fmt: skip
+    found = run("tree.js", "checked", "return checked(given);", raw)
+    [drawn] = run("i18n.js", "day", "return given.map(day);", [found["updated"]])
+    node = found["nodes"]["a"]
+    assert drawn and abs(found["created"]) <= 8.64e15 and node["created"] == 0
+    assert node["error"] == {"kind": "server", "message": ""} and node["stats"] == {"completion": 3, "forced": True}
+    assert node["tokens"] == [["a", -1, [], 0], ["b", 0, [["c", 0], ["e", -2]], 1]]
+    kept = {**raw, "updated": 8.64e15, "nodes": {"a": {**raw["nodes"]["a"], "error": {"kind": "busy", "message": "m"}}}}
+    found = run("tree.js", "checked", "return checked(given);", kept)
+    assert found["updated"] == 8.64e15 and found["nodes"]["a"]["error"] == {"kind": "busy", "message": "m"}
+
+
+def test_every_kind_of_error_has_a_text(run: Run) -> None:
+    kinds = run("tree.js", "ERRORS", "return ERRORS;")
+    named = re.findall(r'ApiError\("(\w+)"|: "([a-z]+)"', (WEB / "api.js").read_text(encoding="utf-8"))
+    assert {name for names in named for name in names if name} <= set(kinds)
+    texts = run("i18n.js", "t", "return given.map((kind) => t(`error_${kind}`));", kinds)
+    assert len(set(texts)) == len(kinds)
 
 
 def test_both_languages_have_every_text() -> None:

@@ -8,6 +8,7 @@ import torch
 from twofold.base.records import InputError
 from twofold.engine import embed
 from twofold.model.config import ModelConfig
+from twofold.model.quantised import KINDS, quantise_model
 from twofold.model.qwen3 import Qwen3
 
 
@@ -51,6 +52,17 @@ def test_relevance_is_the_share_of_yes(model: Qwen3) -> None:
     no = embed.relevance(model, TEXTS, yes_id=12, no_id=11, tokens_per_batch=3)
     torch.testing.assert_close(yes + no, torch.ones(5))
     assert yes.dtype == torch.float32 and float(yes.std()) > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_models_judge_as_well(model: Qwen3, kind: str, tied: bool) -> None:
+    packed = Qwen3(model.config.override([f"tie_word_embeddings={str(tied).lower()}"]))
+    packed.init_weights(seed=0)
+    plain = embed.relevance(packed, TEXTS, yes_id=11, no_id=12)
+    quantise_model(packed, kind)
+    atol = 0.05 if kind == "int8" else 1e-3
+    torch.testing.assert_close(embed.relevance(packed, TEXTS, yes_id=11, no_id=12), plain, atol=atol, rtol=0)
 
 
 def test_nothing_and_what_cannot_be(model: Qwen3) -> None:

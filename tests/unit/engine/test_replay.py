@@ -32,7 +32,10 @@ def model_of(**changes: Any) -> Qwen3:
 
 def requests(count: int, new: int = 24) -> list[Request]:
     params = SamplingParams(temperature=0.9, max_tokens=new, ignore_eos=True)
-    return [Request(tuple(range(3 + i, 9 + 2 * i)), replace(params, seed=i)) for i in range(count)]
+    return [
+        Request(tuple(range(3 + i, 9 + 2 * i)), replace(params, seed=i, max_tokens=max(1, new - 2 * i)))
+        for i in range(count)
+    ]
 
 
 def facts(completions: list[Completion]) -> list[tuple[list[int], list[float]]]:
@@ -47,10 +50,10 @@ def engine(model: Qwen3, after: int | None, block_size: int | None = None) -> En
 @pytest.mark.parametrize("block_size", [None, 4])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"qk_norm": False, "qkv_bias": True}, {"tie_word_embeddings": False}],
-    ids=["qwen3", "qwen2.5", "untied"],
+    [{}, {"qk_norm": False, "qkv_bias": True}, {"tie_word_embeddings": False}, {"num_key_value_heads": 1}],
+    ids=["qwen3", "qwen2.5", "untied", "one key head"],
 )
-def test_replayed_steps_give_the_same_bits(changes: dict[str, bool], block_size: int | None, count: int) -> None:
+def test_replayed_steps_give_the_same_bits(changes: dict[str, Any], block_size: int | None, count: int) -> None:
     model = model_of(**changes)
     plain, replayed = engine(model, None, block_size), engine(model, 2, block_size)
     for _ in range(2):  # the second time from the recording alone
@@ -69,6 +72,17 @@ def test_packed_weights_are_replayed(kind: str, count: int) -> None:
     plain, replayed = engine(model, None), engine(model, 0)
     assert facts(replayed.generate(requests(count))) == facts(plain.generate(requests(count)))
     assert replayed.replayed == 0 if kind == "float32" else replayed.replayed >= 20
+
+
+def test_hooks_are_called_at_every_step() -> None:
+    model = model_of()
+    replayed = engine(model, 0)
+    replayed.generate(requests(2))
+    calls: list[object] = []
+    hook = model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    replayed.generate(requests(2, new=8))
+    hook.remove()
+    assert len(calls) == 8
 
 
 def test_attention_in_another_dtype_is_recorded_anew() -> None:

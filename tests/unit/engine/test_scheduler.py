@@ -57,6 +57,16 @@ def test_prompts_are_cut_by_the_limit_and_more_so_beside_decoding() -> None:
     assert scheduler.stats.prompt_tokens == 45
 
 
+def test_a_draft_beside_a_long_prompt_counts_as_decoding() -> None:
+    scheduler = make()
+    [sample] = add(scheduler, 0, 5)
+    step(scheduler)
+    step(scheduler)
+    sample.draft = [7, 7]
+    add(scheduler, 1, 30)
+    assert shape(scheduler.schedule()) == ([], [(0, 6, 9), (1, 0, 6)])
+
+
 def test_no_more_run_than_there_are_rows() -> None:
     scheduler = make(rows=2)
     for number in range(3):

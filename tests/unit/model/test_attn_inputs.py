@@ -66,6 +66,29 @@ def test_blocks_are_copied_up_to_a_length_and_survive_growth(
         assert v[0, 3, 3, 0] == 12 and not v[:, 4:].any()
 
 
+def test_growth_that_broke_off_goes_on(
+    make_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PagedKV(make_config(), blocks=2, block_size=4)
+    for k, v in cache.layers:
+        k.fill_(1.0)
+        v.fill_(2.0)
+    room, pool = iter([True] * 3 + [False]), cache._pool
+
+    def short(blocks: int) -> torch.Tensor:
+        if not next(room, True):
+            raise MemoryError
+        return pool(blocks)
+
+    monkeypatch.setattr(cache, "_pool", short)
+    with pytest.raises(MemoryError):
+        cache.grow(5)
+    cache.grow(5)
+    assert cache.blocks == 5
+    for k, v in cache.layers:
+        assert k.shape[1] == v.shape[1] == 5 and (k[:, :2] == 1).all() and (v[:, :2] == 2).all()
+
+
 def test_one_sequence_is_read_in_its_order(make_config: Callable[..., ModelConfig]) -> None:
     cache = PagedKV(make_config(), blocks=5, block_size=2)
     for k, v in cache.layers:

@@ -106,6 +106,9 @@ def test_answers(grammars: Grammars, tokenizer: Tokenizer) -> None:
     assert not accepts(grammars, choice, "üaa", tokenizer)
     with pytest.raises(ApiError, match="guided_json and guided_regex both constrain"):
         answer_grammar(ask(guided_json=SCHEMA, guided_regex="a"))
+    for empty in ({}, {"json": None}):
+        with pytest.raises(ApiError, match="structured_outputs is empty; give json,"):
+            answer_grammar(ask(structured_outputs=empty))
     with pytest.raises(ApiError, match="not JSON"):
         answer_grammar(ask(guided_json="{"))
     with pytest.raises(ApiError, match="JSON formats only"):

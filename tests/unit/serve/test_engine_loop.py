@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.running: dict[int, tuple[Request, list[list[int]]]] = {}
         self.aborted: set[int] = set()
+        self.aborts: list[list[int]] = []
         self.counters = EngineStats()
         self.gate = threading.Event()
         self.gate.set()
@@ -40,8 +41,9 @@ class FakeEngine:
         self.running[self.added] = (request, [[] for _ in range(request.params.n)])
         return self.added
 
-    def abort(self, request_id: int) -> None:
-        self.aborted.add(request_id)
+    def abort(self, request_ids: int | Collection[int]) -> None:
+        self.aborts.append([request_ids] if isinstance(request_ids, int) else list(request_ids))
+        self.aborted.update(self.aborts[-1])
 
     def step(self) -> list[Event]:
         self.threads.add(threading.current_thread().name)
@@ -166,6 +168,19 @@ def test_a_closed_job_is_aborted() -> None:
     assert fake.aborted == {1} and not loop._jobs
 
 
+def test_all_parts_of_a_job_are_aborted_at_once_and_only_those_that_run() -> None:
+    async def play(loop: EngineLoop, fake: FakeEngine) -> None:
+        job = await loop.submit([ask(10**6), ask(1), ask(10**6)])
+        while 2 in fake.running:
+            await asyncio.sleep(0.01)
+        job.close()
+        while fake.running:
+            await asyncio.sleep(0.01)
+
+    _, loop, fake = with_loop(play)
+    assert fake.aborts == [[1, 3]] and not loop._jobs
+
+
 @pytest.mark.parametrize(("limits", "what"), [((0.1, 0.0), "the first token"), ((0.0, 0.1), "the first token")])
 def test_waiting_has_a_limit(limits: tuple[float, float], what: str) -> None:
     async def play(loop: EngineLoop, fake: FakeEngine) -> None:
@@ -209,6 +224,32 @@ def test_functions_run_in_the_engines_thread() -> None:
         assert loop.failure is None
 
     with_loop(play)
+
+
+def test_a_step_is_made_between_functions_that_follow_each_other() -> None:
+    async def play(loop: EngineLoop, fake: FakeEngine) -> list[int]:
+        job = await loop.submit([ask(10**6)])
+        await job.read()
+
+        def piece() -> int:
+            time.sleep(0.005)  # long enough for the next one to be posted before this one is done with
+            return loop.steps
+
+        steps: list[int] = []
+
+        def again() -> None:
+            steps.append(piece())
+            if len(steps) < 5:
+                loop.post(again)
+
+        loop.post(again)
+        while len(steps) < 5:
+            await asyncio.sleep(0.01)
+        job.close()
+        return steps
+
+    steps, _, _ = with_loop(play)
+    assert sorted(set(steps)) == steps
 
 
 def test_draining_lets_requests_finish_and_then_fails_them() -> None:

@@ -64,7 +64,8 @@ def test_the_mode_decides_the_prompt_and_the_defaults(tokenizer: Tokenizer) -> N
     instruct = model(tokenizer, "instruct")
     assert chat(instruct).requests[0].params.top_p == 0.8
     assert chat(instruct, enable_thinking=False).requests[0].params.thinking_budget is None
-    for controls in ({"enable_thinking": True}, {"thinking_budget": 4}, {"reasoning_effort": "low"}):
+    spellings = {"enable_thinking": True, "thinking_budget": 4, "reasoning_effort": "low", "preserve_thinking": True}
+    for controls in ({name: value} for name, value in spellings.items()):
         with pytest.raises(ApiError, match="this model does not think"):
             chat(instruct, **controls)
     always = model(tokenizer, "thinking")
@@ -87,6 +88,13 @@ def test_stop_strings_take_choices_apart(tokenizer: Tokenizer) -> None:
     assert len(joined.requests) == 1 and joined.parts == [0, 0, 0]
     assert [request.params.seed for request in apart.requests] == [5, 6, 7] and apart.parts == [0, 1, 2]
     assert apart.prompt_tokens == joined.prompt_tokens == len(joined.prompts[0])
+
+
+def test_a_checkpoint_s_stop_strings_count_where_a_request_has_none(tokenizer: Tokenizer) -> None:
+    llm = model(tokenizer, stop_strings=["END"])
+    own, given, none = chat(llm), chat(llm, stop="x"), chat(llm, stop=[])
+    assert [prepared.wanted.stop for prepared in (own, given, none)] == [("END",), ("x",), ()]
+    assert own.wanted.parse.stop == ("END",)
 
 
 def test_without_a_seed_replies_vary_and_with_any_seed_they_are_made(tokenizer: Tokenizer) -> None:
@@ -116,3 +124,26 @@ def test_plain_prompts(tokenizer: Tokenizer) -> None:
     for bad in ({"prompt": [""]}, {"prompt": [[]]}, {"prompt": "x", "best_of": 2, "stream": True}):
         with pytest.raises(ApiError):
             completion(**bad)
+    with pytest.raises(ApiError, match="empty prompt"):
+        completion(prompt="", echo=True, logprobs=1, max_tokens=0)
+
+
+def test_what_is_said_of_thoughts_where_there_are_none_is_named(tokenizer: Tokenizer) -> None:
+    hybrid, instruct = model(tokenizer), model(tokenizer, "instruct")
+    loops = "stop_loops has no effect: there is no thought to stop"
+    assert chat(hybrid, stop_loops=True).warnings == chat(hybrid, stop_loops=False, think=False).warnings == []
+    assert chat(hybrid, stop_loops=True, think=False).warnings == [loops]
+    assert chat(hybrid, include_reasoning=False, preserve_thinking=True).warnings == []
+    got = chat(instruct, stop_loops=True, include_reasoning=False, chat_template_kwargs={"preserve_thinking": False})
+    assert got.warnings == [
+        loops,
+        "chat_template_kwargs.preserve_thinking has no effect: this model does not think",
+        "include_reasoning has no effect: this model does not think",
+    ]
+
+
+def test_keys_of_logit_bias_are_token_ids(tokenizer: Tokenizer) -> None:
+    for key in ("x", "-1", "", "9" * 21, "1" * 5000):
+        with pytest.raises(ApiError, match="keys are token ids") as caught:
+            chat(model(tokenizer), logit_bias={key: 1})
+        assert caught.value.status == 400 and len(caught.value.message) < 120

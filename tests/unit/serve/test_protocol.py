@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from twofold.serve.errors import ApiError
-from twofold.serve.protocol import ChatRequest, CompletionRequest, StreamOptions, read_body
+from twofold.serve.protocol import ChatRequest, CompletionRequest, StreamOptions, count_texts, read_body
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -82,3 +82,10 @@ def test_completions_have_no_think_block() -> None:
         read_body(CompletionRequest, b'{"prompt": "x", "enable_thinking": true}')
     body, _, _ = read_body(CompletionRequest, b'{"prompt": [[1, 2], [3]], "max_tokens": 0, "echo": true}')
     assert body.prompt == [[1, 2], [3]] and body.max_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "count"), [("", 1), ("ab", 1), ([1, 2, 3], 1), (["a", "b"], 2), ([[1], [2], [3]], 3), ([], 0)]
+)
+def test_texts_are_counted(given: Any, count: int) -> None:
+    assert count_texts(given) == count

@@ -138,7 +138,7 @@ def test_log_probabilities_are_json(tokenizer: Tokenizer) -> None:
 
 def test_plain_text(tokenizer: Tokenizer) -> None:
     echo = Echo("ab", [Score(1, None), Score(2, -2.0, ((2, -2.0),))])
-    choice = TextChoice(0, tokenizer, wanted(top_logprobs=1), echo)
+    choice = TextChoice(0, tokenizer, wanted(top_logprobs=1), [1, 2], echo)
     pieces = []
     for event in events(tokenizer, "x<think>HALT y<|im_end|>"):
         choice.take(event)
@@ -148,3 +148,27 @@ def test_plain_text(tokenizer: Tokenizer) -> None:
     assert whole["text"] == "".join(piece["text"] for piece in pieces) == "abx<think>"
     assert whole["stop_reason"] == "HALT" and whole["logprobs"]["token_logprobs"][:2] == [None, -2.0]
     assert sum(len(piece["logprobs"]["tokens"]) for piece in pieces) == len(whole["logprobs"]["tokens"])
+
+
+def test_offsets_are_those_of_the_text_where_tokens_are_parts_of_characters(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("é好x")
+    assert len(ids) == 6, "a token a byte"
+    scores = [Score(token, -1.0 if place else None) for place, token in enumerate([*ids, ids[0]])]
+    choice = TextChoice(0, tokenizer, wanted(top_logprobs=0), [], Echo("é好x\ufffd", scores))
+    for token in ids:
+        choice.take(Event(0, 0, token, logprob=-1.0))
+        choice.delta()
+    choice.take(Event(0, 0, None, completion=Completion(0, 0, ids, finish_reason="length")))
+    whole = choice.whole()
+    assert whole["text"] == "é好x\ufffdé好x"
+    assert whole["logprobs"]["text_offset"] == [0, 0, 1, 1, 1, 2, 3, 4, 4, 5, 5, 5, 6]
+
+
+def test_a_plain_choice_has_the_ids_of_its_prompt_once(tokenizer: Tokenizer) -> None:
+    choice, pieces = TextChoice(0, tokenizer, wanted(token_ids=True), [7, 8]), []
+    for event in events(tokenizer, "x y<|im_end|>"):
+        choice.take(event)
+        if (delta := choice.delta()) is not None:
+            pieces.append(delta)
+    assert len(pieces) > 1 and [piece.get("prompt_token_ids") for piece in pieces[:2]] == [[7, 8], None]
+    assert choice.whole()["prompt_token_ids"] == [7, 8]

@@ -60,7 +60,15 @@ function mount() {
 }
 
 function showConversation() {
-  views.thread.show(state.current, { mode: mode(), examples: model()?.about?.can || [] });
+  const opening = { mode: mode(), examples: model()?.about?.can || [] };
+  try {
+    views.thread.show(state.current, opening);
+  } catch (error) {
+    console.error(error);
+    toast(t("cannot_show", { title: titleOf(state.current) }));
+    state.current = newConversation(); // what is left of the page must work, or nobody could delete the other
+    views.thread.show(state.current, opening);
+  }
   refresh();
 }
 

@@ -123,6 +123,10 @@ export const STRINGS = {
   import_json: ["the file is not JSON", "文件不是 JSON"],
   import_kind: ["the file is not an export of this page", "文件不是本页面导出的"],
   import_broken: ["conversation {i} is damaged", "第 {i} 个对话已损坏"],
+  cannot_show: [
+    "This conversation is damaged and cannot be shown: {title}. It stays in the list and can be exported.",
+    "此对话已损坏，无法显示：{title}。它仍在列表中，可以导出。",
+  ],
   storage_full: [
     "The browser's storage is full: this conversation is no longer saved. Export and delete some.",
     "浏览器存储已满：此对话不再保存。请导出并删除一些对话。",

@@ -4,6 +4,9 @@
 
 export const ROOT = "root";
 
+/** What can go wrong with a reply; each has a text error_<kind>. */
+export const ERRORS = ["offline", "cut", "key", "busy", "away", "large", "missing", "refused", "server", "late"];
+
 /** A short random name. */
 export function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) => (byte % 36).toString(36)).join("");
@@ -91,7 +94,7 @@ export function checked(raw) {
   conversation.title = text(raw.title).slice(0, 200);
   conversation.named = raw.named === true;
   conversation.system = text(raw.system);
-  for (const field of ["created", "updated"]) if (Number.isFinite(raw[field])) conversation[field] = raw[field];
+  for (const field of ["created", "updated"]) conversation[field] = date(raw[field], conversation[field]);
   copyBranch(raw, conversation, ROOT, raw.kids);
   if (raw.pick in conversation.nodes && conversation.kids.includes(raw.pick)) conversation.pick = raw.pick;
   return conversation;
@@ -117,25 +120,35 @@ function copyBranch(raw, conversation, parent, kids) {
 
 function content(from) {
   if (!["user", "assistant", "tool"].includes(from.role)) throw new Error("unknown role");
-  const node = { role: from.role, created: Number(from.created) || 0, content: text(from.content) };
+  const node = { role: from.role, created: date(from.created, 0), content: text(from.content) };
   if (from.role === "tool")
     node.results = list(from.results).map((r) => ({ id: text(r.id), content: text(r.content) }));
   if (from.role !== "assistant") return node;
   node.reasoning = text(from.reasoning);
   node.calls = list(from.calls).map((c) => ({ id: text(c.id), name: text(c.name), arguments: text(c.arguments) }));
   node.state = ["done", "stopped", "error"].includes(from.state) ? from.state : "interrupted";
-  if (node.state === "error") node.error = { kind: text(from.error?.kind), message: text(from.error?.message) };
+  if (node.state === "error") node.error = failure(from.error);
   node.finish = text(from.finish);
   node.stats = Object.fromEntries(
-    Object.entries(from.stats || {}).filter(([, v]) => ["number", "boolean"].includes(typeof v)),
+    Object.entries(from.stats || {}).filter(([, v]) => typeof v === "boolean" || (Number.isFinite(v) && v >= 0)),
   );
-  node.tokens = list(from.tokens).filter(
-    (token) => Array.isArray(token) && typeof token[0] === "string" && Number.isFinite(token[1]),
-  );
+  node.tokens = list(from.tokens)
+    .filter(isRated)
+    .map((token) => [...rated(token), list(token[2]).filter(isRated).map(rated), token[3] ? 1 : 0]);
   node.model = text(from.model);
   node.warnings = list(from.warnings).map(String);
   return node;
 }
 
+function failure(error) {
+  return { kind: ERRORS.includes(error?.kind) ? error.kind : "server", message: text(error?.message) };
+}
+
+/** Whether something begins with a text and its log-probability, and these two. */
+const isRated = (token) => Array.isArray(token) && typeof token[0] === "string" && Number.isFinite(token[1]);
+const rated = ([name, logprob]) => [name, Math.min(0, logprob)];
+
+/** A time that a Date can hold. */
+const date = (value, otherwise) => (Number.isFinite(value) && Math.abs(value) <= 8.64e15 ? value : otherwise);
 const text = (value) => (typeof value === "string" ? value : "");
 const list = (value) => (Array.isArray(value) ? value : []);
