@@ -92,7 +92,8 @@ def main() -> None:
     for kind in arguments.kinds:
         config, source = open_gguf(arguments.model)
         run = ours(load_quantised(config, source, kind))
-        weights = config.num_parameters()
+        looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+        weights = config.num_parameters() - looked_up
         for case in arguments.cases:
             row = profile_case(run, partial(prompts_of, case, tokens, coder, rng))
             steps, rows = (1, LONG) if case == "prefill" else (NEW, CONCURRENT[case])
