@@ -5,6 +5,7 @@ Not here: options (``cli.py``), and anything that the server does (``serve``).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def serve(
         console.print(Text(line), soft_wrap=True)
     server = Server(service, host, port, log_level)
     try:
-        server.run()
+        with contextlib.suppress(KeyboardInterrupt):  # raised again after the orderly end that it asked for
+            server.run()
     except SystemExit:  # uvicorn has logged why it could not start
         raise InputError(f"cannot listen on {host}:{port}; choose another --port or --host") from None
 
