@@ -330,8 +330,7 @@ class LLM:
                     if event.completion is not None:
                         done[number] = _cut(event.completion, *samples[number][:2], lengths.get(number))
         finally:
-            for request_id in running:
-                self.engine.abort(request_id)
+            self.engine.abort(running)
             if len(done) < len(samples):
                 self.engine.step()  # takes the last events of what was aborted
         return [done[number] for number in range(len(samples))]

@@ -6,6 +6,7 @@ Nothing here knows about tokenizers, tensors or templates. Imports no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -135,17 +136,20 @@ class SamplingParams:
         if self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}")
         self._check_bias()
-        if not isinstance(self.stop_token_ids, tuple) or not all(isinstance(i, int) for i in self.stop_token_ids):
+        if not _holds(self.stop_token_ids, Integral):
             raise InputError(f"stop_token_ids must be a tuple of token ids, got {self.stop_token_ids!r}")
         for name, kind in (("grammar", Grammar), ("post_thinking", AnswerSampling)):
             if not isinstance(getattr(self, name), kind | None):
                 raise InputError(f"{name} must be {kind.__name__} or None, got {getattr(self, name)!r}")
-        if isinstance(self.stop, str) or any(not isinstance(stop, str) or not stop for stop in self.stop):
+        if not _holds(self.stop, str) or not all(self.stop):
             raise InputError("stop must be a tuple of non-empty strings")
         if self.grammar is not None and (self.min_tokens or self.ignore_eos):
             raise InputError("a grammar decides where the answer ends; leave min_tokens and ignore_eos out")
 
     def _check_bias(self) -> None:
+        pairs = _holds(self.logit_bias, list | tuple)
+        if not pairs or not all(len(p) == 2 and _holds(p, Real) for p in self.logit_bias):
+            raise InputError(f"logit_bias must be a tuple of (token id, bias) pairs, got {self.logit_bias!r}")
         ids = [token for token, _ in self.logit_bias]
         if len(set(ids)) < len(ids):
             raise InputError("logit_bias names a token twice; give each token one bias")
@@ -158,18 +162,23 @@ def _check_filters(temperature: float, top_p: float, top_k: int, min_p: float) -
     _check_number("temperature", temperature, 0, 1e30)
     _check_number("min_p", min_p, 0, 1)
     _check_whole("top_k", top_k)
-    if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
+    if not _holds([top_p], Real) or not 0 < top_p <= 1:
         raise InputError(f"top_p must be in (0, 1], got {top_p!r}")
+
+
+def _holds(values: Any, kind: Any) -> bool:
+    """Whether it is a tuple (a list does) of nothing else."""
+    return isinstance(values, tuple | list) and all(isinstance(value, kind) for value in values)
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
     """Numbers far outside overflow in fp32, inside a step of the engine."""
-    if not isinstance(value, int | float) or not low <= value <= high:
+    if not _holds([value], Real) or not low <= value <= high:
         raise InputError(f"{name} must be in [{low}, {high}], got {value!r}")
 
 
 def _check_whole(name: str, value: Any, least: int = 0, most: int = _MOST) -> None:
-    if not isinstance(value, int) or not least <= value <= most:
+    if not _holds([value], Integral) or not least <= value <= most:
         raise InputError(f"{name} must be >= {least}, whole and at most {most}, got {value!r}")
 
 

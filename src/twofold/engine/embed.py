@@ -52,9 +52,8 @@ def relevance(
     Raises:
         InputError: an empty prompt.
     """
-    states = _last_states(model, token_lists, tokens_per_batch)
-    logits = [model.logits(state_SD)[:, [no_id, yes_id]] for state_SD in states]
-    return torch.cat(logits).softmax(-1)[:, 1] if logits else torch.zeros(0)
+    states = list(_last_states(model, token_lists, tokens_per_batch))
+    return model.logits(torch.cat(states), [no_id, yes_id]).softmax(-1)[:, 1] if states else torch.zeros(0)
 
 
 def _last_states(model: Qwen3, token_lists: Tokens, tokens_per_batch: int) -> Iterator[torch.Tensor]:

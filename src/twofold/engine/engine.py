@@ -223,8 +223,7 @@ class Engine:
             while any(request_id in self._open for request_id in ids):
                 self._advance()
         finally:
-            for request_id in ids:
-                self.abort(request_id)
+            self.abort(ids)
         completions = [event.completion for event in done if event.completion is not None]
         return sorted(completions, key=lambda c: (c.request_index, c.sample_index))
 

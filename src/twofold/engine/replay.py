@@ -70,14 +70,16 @@ class Replay:
 
     def refresh(self, adapter: str | None) -> None:
         """Drop recordings of what the model no longer is; to be called before samples begin, not at every step."""
+        self._usable = self.after is not None and adapter is None and _recordable(self.model)
+        if not self._usable:
+            return
         tensors = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
         modules = list(self.model.modules())
         made_of = (*map(id, modules), *tensors, self.model.attention_dtype)
         if made_of != self._made_of:
             self._made_of = made_of
             self._recordings.clear()
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-        self._usable = self.after is not None and adapter is None and not hooked and _recordable(self.model)
+        self._usable = not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
     def run(self, inputs: StepInputs) -> torch.Tensor | None:
         """Final hidden states [R, D] of a decoding step, its keys written; None where it has to be run otherwise."""

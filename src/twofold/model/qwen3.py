@@ -239,8 +239,9 @@ class Qwen3(nn.Module):
             positions_T = torch.where(extended_T, positions_T % attn.chunks.length, positions_T)
         return rope.mixed_angles(positions_T, coding, extended_T, dtype), attn
 
-    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
-        """fp32 logits [T, V] of the given hidden states."""
+    def logits(self, hidden_TD: torch.Tensor, ids: list[int] | None = None) -> torch.Tensor:
+        """fp32 logits [T, V] of the given hidden states, or [T, len(ids)] of these tokens alone."""
         if self.packed_head is not None:
-            return self.packed_head(hidden_TD).float()
-        return head_logits(hidden_TD, self.head_weight)
+            logits_TV: torch.Tensor = self.packed_head(hidden_TD).float()
+            return logits_TV if ids is None else logits_TV[:, ids]
+        return head_logits(hidden_TD, self.head_weight if ids is None else self.head_weight[ids])

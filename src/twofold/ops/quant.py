@@ -30,8 +30,9 @@ _ENDS = (127, 108, 92, 64)  # what a row's largest weight may become; at 64 no p
 _STEPS = 255  # of a row of activations, from its lowest value to its highest
 MOST_ROWS = 128  # of activations multiplied at once: outputs stay in the processor's cache
 _BLOCK = 1 << 17  # weights rounded at once
-_int8_product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 _FEW = 8  # rows of activations that oneDNN's layout is chosen for; it serves other numbers as well
+
+_int8_product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
 
 def quantise(w_OI: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:

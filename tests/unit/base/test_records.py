@@ -6,6 +6,7 @@ import pickle
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from twofold.base.records import AnswerSampling, Completion, Grammar, InputError, Request, SamplingParams
@@ -19,8 +20,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_k": -1}, "top_k must be >= 0"),
     ({"min_p": -0.1}, "min_p must be in"),
     ({"min_p": 1.1}, "min_p must be in"),
-    ({"max_tokens": 0}, "must be >= 1, whole"),
-    ({"n": 0}, "must be >= 1, whole"),
+    ({"max_tokens": 0}, "max_tokens must be >= 1, whole"),
+    ({"n": 0}, "n must be >= 1, whole"),
+    ({"logit_bias": 5}, "logit_bias must be a tuple of (token id, bias) pairs, got 5"),
+    ({"logit_bias": ((3, "x"),)}, "logit_bias must be a tuple of (token id, bias) pairs"),
+    ({"stop": 5}, "stop must be a tuple of non-empty strings"),
     ({"temperature": "hot"}, "temperature must be in [0, 1e+30], got 'hot'"),
     ({"temperature": 1e300}, "temperature must be in [0, 1e+30]"),
     ({"repetition_penalty": 1e-50}, "repetition_penalty must be in [0.01, 100]"),
@@ -48,6 +52,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"grammar": Grammar("json"), "min_tokens": 1}, "a grammar decides where the answer ends"),
     ({"grammar": Grammar("json"), "ignore_eos": True}, "a grammar decides where the answer ends"),
 ]
+
+
+def test_numbers_of_numpy_and_lists_do_as_well() -> None:
+    SamplingParams(np.float32(0.5), top_k=np.int64(3), stop_token_ids=[4], stop=["x"], logit_bias=[(3, 1)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD)
