@@ -1,12 +1,14 @@
 """One MoE layer of Qwen3-30B-A3B's shape against a loop over experts, transformers' block and a dense layer, on a CPU.
 
-    python -m benchmarks.moe_speed [--rounds 5] [--loop-rounds 2] [--experts 128] [--out FILE]
+    python -m benchmarks.moe_speed [--rounds 5] [--loop-rounds 2] [--experts 128] [--parts ...] [--out FILE]
 
 Hidden size 2048, 128 experts of width 768, 8 a token; random fp32 weights (2.4 GB, and as much again for gradients),
 so routing is nearly even. Each pair runs in turn, and the median of per-round ratios is what counts.
 
 loop: ``reference.moe``, one expert after the other. For its backward pass experts are separate parameters, as a list
 of modules would have them: cut out of one tensor, each would get a gradient as large as the whole tensor.
+eager: transformers' own loop over experts (``experts_implementation="eager"``), which cuts each expert out of one
+stacked parameter: its backward pass fills and adds a gradient of all experts once an expert.
 decode: transformers' Qwen3MoeSparseMoeBlock with the experts implementation that its models choose by default, on the
 same weights, without gradients.
 floor: the least that the loop's 256 tokens can take in fp32 here, whoever multiplies: their operations at the measured
@@ -41,6 +43,7 @@ from twofold.train.meter import ceiling
 RESULT = Path(__file__).parent / "results" / "moe-speed.json"
 TRAIN_TOKENS = 2048
 LARGE_TOKENS = 8192
+PARTS = ("decode", "loop", "eager", "dense")
 Step = Callable[[], object]
 Row = dict[str, Any]
 
@@ -55,8 +58,8 @@ def sparse_layer(experts: int) -> SparseMLP:
     return layer
 
 
-def their_block(layer: SparseMLP) -> tuple[torch.nn.Module, str]:
-    """transformers' block on the same tensors, and the name of the implementation it uses."""
+def their_block(layer: SparseMLP, implementation: str | None = None) -> tuple[torch.nn.Module, str]:
+    """transformers' block on the same tensors, and the name of the implementation it uses (default: its choice)."""
     experts, inner, width = layer.experts.down_proj.shape[0], *reversed(layer.experts.down_proj.shape[1:])
     config = transformers.Qwen3MoeConfig(
         hidden_size=width, num_hidden_layers=1, num_experts=experts, num_experts_per_tok=layer.k,
@@ -65,6 +68,8 @@ def their_block(layer: SparseMLP) -> tuple[torch.nn.Module, str]:
     with torch.device("meta"):
         model = transformers.Qwen3MoeForCausalLM(config)
     block = model.model.layers[0].mlp
+    if implementation is not None:
+        model.set_experts_implementation(implementation)
     block.gate.weight = layer.gate.weight
     block.experts.gate_up_proj, block.experts.down_proj = layer.experts.gate_up_proj, layer.experts.down_proj
     return block, str(model.config._experts_implementation)
@@ -100,12 +105,12 @@ def loop_step(layer: SparseMLP, x_TD: torch.Tensor, backward: bool) -> Step:
     return step
 
 
-def training_step(layer: torch.nn.Module, x_TD: torch.Tensor) -> Step:
-    """Forward and backward, gradients set to None after."""
-    x_TD = x_TD.clone().requires_grad_()
+def training_step(layer: torch.nn.Module, x: torch.Tensor) -> Step:
+    """Forward and backward, gradients set to None after. Our layers are told that nobody records their routing."""
+    x, routing = x.clone().requires_grad_(), () if x.dim() == 3 else (None,)
 
     def step() -> None:
-        layer(x_TD, None).sum().backward()
+        layer(x, *routing).sum().backward()
         layer.zero_grad()
 
     return step
@@ -156,6 +161,19 @@ def floor(layer: SparseMLP, tokens: int) -> Row:
     return row
 
 
+def compare_eager(layer: SparseMLP, x_TD: torch.Tensor, rounds: int) -> dict[str, Row]:
+    """Against transformers' loop over stacked experts; its training step takes most of a minute, so it runs twice."""
+    block, _ = their_block(layer, "eager")
+    ours = torch.no_grad()(lambda: layer(x_TD, None))
+    theirs = torch.no_grad()(lambda: block(x_TD[None]))
+    torch.testing.assert_close(ours(), theirs()[0], atol=1e-5, rtol=1e-4)
+    forward, both = (f"{kind} {len(x_TD)} tokens, transformers eager" for kind in ("forward", "forward and backward"))
+    return {
+        forward: compare(forward, ours, theirs, rounds),
+        both: compare(both, training_step(layer, x_TD), training_step(block, x_TD[None]), 1),
+    }
+
+
 def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str]) -> dict[str, Row]:
     """All comparisons, by name."""
     generator = torch.Generator().manual_seed(1)
@@ -182,6 +200,8 @@ def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str
             results[name] = compare(name, forward, loop_step(layer, x_TD, False), loop_rounds)
             name = f"forward and backward {tokens} tokens, loop"
             results[name] = compare(name, training_step(layer, x_TD), loop_step(layer, x_TD, True), loop_rounds)
+    if "eager" in parts:
+        results |= compare_eager(layer, inputs[256], rounds)
     if "dense" in parts:
         dense = DenseMLP(layer.gate.in_features, layer.k * layer.experts.down_proj.shape[2])
         for tokens in (TRAIN_TOKENS, LARGE_TOKENS):
@@ -198,7 +218,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--loop-rounds", type=int, default=2, help="the loop takes seconds to minutes")
     parser.add_argument("--experts", type=int, default=128, help="fewer for a try")
-    parser.add_argument("--parts", nargs="+", default=["decode", "loop", "dense"], choices=["decode", "loop", "dense"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
