@@ -204,7 +204,7 @@ def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str
         results |= compare_eager(layer, inputs[256], rounds)
     if "dense" in parts:
         dense = DenseMLP(layer.gate.in_features, layer.k * layer.experts.down_proj.shape[2])
-        for tokens in (TRAIN_TOKENS, LARGE_TOKENS):
+        for tokens in (256, TRAIN_TOKENS, LARGE_TOKENS):
             x_TD = inputs[tokens]
             name = f"forward and backward {tokens} tokens, dense"
             results[name] = compare(name, training_step(layer, x_TD), training_step(dense, x_TD), rounds)

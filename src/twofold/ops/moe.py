@@ -2,9 +2,9 @@
 
 Same result as ``reference.moe`` (the loop with masks), same code for training and decoding; no capacity limit, no
 dropped tokens, no padding and no copy of weights: extra memory is a few activations a chosen expert. Small experts and
-GPUs take torch's grouped matrix product. Large experts on a CPU with several threads are shared out, one expert to one
-thread, because torch's fp32 product of a few rows is often slower on all threads than on one. Routing itself is
-``reference.route``: it is small.
+GPUs take torch's grouped matrix product. Large experts on a CPU are shared out, one expert to one thread, because a
+product of a few rows is often slower on all threads than on one; in fp32 numpy multiplies them (``ops/blas.py``).
+Routing itself is ``reference.route``: it is small.
 
 Shape legend: T tokens, D width, E experts, k experts per token, I expert width, J = 2I, A = T * k chosen experts,
 sorted by expert.
@@ -23,12 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from twofold.ops.blas import Product, one_thread, thread_product, torch_product
 from twofold.ops.reference import swiglu
 
 _SHARED_OUT = 2**18  # weights of an expert from which threads take whole experts
 _SPLIT_ROWS = 64  # rows from which an expert with more than one thread's share is worth all threads
 
 _Group = tuple[int, int, int]  # expert, first row, end
+_Run = Callable[[_Group, Product], None]
 
 
 def moe(
@@ -73,8 +75,7 @@ def _grouped(x_AD: torch.Tensor, gate_up_EJD: torch.Tensor, down_EDI: torch.Tens
 
 def _shared_out(down_EDI: torch.Tensor) -> bool:
     """Whether threads take whole experts."""
-    large = 3 * down_EDI[0].numel() >= _SHARED_OUT
-    return down_EDI.device.type == "cpu" and large and torch.get_num_threads() > 1
+    return down_EDI.device.type == "cpu" and 3 * down_EDI[0].numel() >= _SHARED_OUT
 
 
 class _Spread(torch.autograd.Function):
@@ -125,27 +126,28 @@ class _Experts(torch.autograd.Function):
         down_EDI: torch.Tensor,
         ends: list[int],
     ) -> torch.Tensor:
+        inputs = (x_AD, weights_A, gate_up_EJD, down_EDI)
         gate_up_AJ = x_AD.new_empty(len(x_AD), gate_up_EJD.shape[1])
         out_AD = torch.empty_like(x_AD)
         spans = zip(range(len(ends)), [0, *ends], ends, strict=False)
         groups = [(expert, start, end) for expert, start, end in spans if end > start]
 
-        def run(group: _Group) -> None:
+        def run(group: _Group, product: Product) -> None:
             expert, start, end = group
-            gate_up = torch.mm(x_AD[start:end], gate_up_EJD[expert].t(), out=gate_up_AJ[start:end])
-            inner = swiglu(gate_up).mul_(weights_A[start:end, None])
-            torch.mm(inner, down_EDI[expert].t(), out=out_AD[start:end])
+            product(x_AD[start:end], gate_up_EJD[expert].t(), gate_up_AJ[start:end])
+            inner = swiglu(gate_up_AJ[start:end]).mul_(weights_A[start:end, None])
+            product(inner, down_EDI[expert].t(), out_AD[start:end])
 
-        _each(run, groups, _shared_out(down_EDI))
-        ctx.save_for_backward(x_AD, weights_A, gate_up_AJ, gate_up_EJD, down_EDI)
+        _each(run, groups, _shared_out(down_EDI), thread_product(*inputs))
+        ctx.save_for_backward(*inputs, gate_up_AJ)
         ctx.groups = groups
         return out_AD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_AD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_AD, weights_A, gate_up_AJ, gate_up_EJD, down_EDI = ctx.saved_tensors
-        inputs = (x_AD, weights_A, gate_up_EJD, down_EDI)
+        *inputs, gate_up_AJ = ctx.saved_tensors
+        x_AD, weights_A, gate_up_EJD, down_EDI = inputs
         grads = [
             torch.empty_like(tensor) if needed else None
             for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False)
@@ -156,56 +158,61 @@ class _Experts(torch.autograd.Function):
                 if grad_E is not None:
                     grad_E[expert].zero_()
 
-        def run(group: _Group) -> None:
+        def run(group: _Group, product: Product) -> None:
             expert, start, end = group
             grad, (gate, up) = grad_AD[start:end], gate_up_AJ[start:end].chunk(2, dim=-1)
             activated, weights = F.silu(gate), weights_A[start:end, None]
-            inner = activated * up
-            grad_inner = grad @ down_EDI[expert]
+            inner, grad_inner = activated * up, torch.empty_like(activated)
+            product(grad, down_EDI[expert], grad_inner)
             if grad_weights_A is not None:
                 torch.linalg.vecdot(grad_inner, inner, out=grad_weights_A[start:end])
             if grad_down_EDI is not None:
-                torch.mm(grad.t(), inner.mul_(weights), out=grad_down_EDI[expert])
+                product(grad.t(), inner.mul_(weights), grad_down_EDI[expert])
             grad_inner.mul_(weights)
             grad_gate = torch.ops.aten.silu_backward(grad_inner * up, gate)
             grad_gate_up = torch.cat((grad_gate, grad_inner.mul_(activated)), dim=-1)
             if grad_gate_up_EJD is not None:
-                torch.mm(grad_gate_up.t(), x_AD[start:end], out=grad_gate_up_EJD[expert])
+                product(grad_gate_up.t(), x_AD[start:end], grad_gate_up_EJD[expert])
             if grad_x_AD is not None:
-                torch.mm(grad_gate_up, gate_up_EJD[expert], out=grad_x_AD[start:end])
+                product(grad_gate_up, gate_up_EJD[expert], grad_x_AD[start:end])
 
-        _each(run, ctx.groups, _shared_out(down_EDI))
+        _each(run, ctx.groups, _shared_out(down_EDI), thread_product(grad_AD, *inputs))
         return (*grads, None)
 
 
-def _each(run: Callable[[_Group], None], groups: list[_Group], shared_out: bool) -> None:
-    """Run every group: in turn, or shared out among threads, those with most rows first.
+def _each(run: _Run, groups: list[_Group], shared_out: bool, product: Product) -> None:
+    """Run every group: in turn by torch, or by ``product`` and shared out among threads, those with most rows first.
 
-    A group that alone is more than one thread's share gets all threads, before the others.
+    A group that alone is more than one thread's share gets all threads and torch's product, before the others.
     """
     threads = torch.get_num_threads()
     waiting = []
     rows = sum(end - start for _, start, end in groups)
     for group in sorted(groups, key=lambda group: group[1] - group[2]):
         size = group[2] - group[1]
-        if not shared_out or len(groups) == 1 or (size >= _SPLIT_ROWS and size * threads > rows):
-            run(group)
+        if not shared_out or (threads > 1 and (len(groups) == 1 or (size >= _SPLIT_ROWS and size * threads > rows))):
+            run(group, torch_product)
         else:
             waiting.append(group)
-    if waiting:
-        queue, lock = iter(waiting), threading.Lock()
-        pool = _pool(os.getpid(), threads)
-        list(pool.map(lambda _: _drain(run, queue, lock), range(min(threads, len(waiting)))))
+    if not waiting:
+        return
+    queue, lock = iter(waiting), threading.Lock()
+    with one_thread():
+        if threads == 1:
+            _drain(run, product, queue, lock)
+        else:
+            pool = _pool(os.getpid(), threads)
+            list(pool.map(lambda _: _drain(run, product, queue, lock), range(min(threads, len(waiting)))))
 
 
 @torch.inference_mode()  # both grad mode and inference mode are the thread's own
-def _drain(run: Callable[[_Group], None], queue: Iterator[_Group], lock: threading.Lock) -> None:
+def _drain(run: _Run, product: Product, queue: Iterator[_Group], lock: threading.Lock) -> None:
     while True:
         with lock:
             group = next(queue, None)
         if group is None:
             return
-        run(group)
+        run(group, product)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.ops import moe, reference
+from twofold.ops.blas import Product, numpy_product, torch_product
 
 ROUTES = ("grouped", "in turn", "shared out")
 
@@ -87,13 +88,15 @@ def test_sizes_that_grouped_products_refuse_take_another_way() -> None:
 
 def test_an_expert_with_most_tokens_gets_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     force("shared out", monkeypatch)
-    seen: list[tuple[int, bool]] = []
+    seen: list[tuple[int, bool, Product]] = []
 
-    def run(group: tuple[int, int, int]) -> None:
-        seen.append((group[0], threading.current_thread() is threading.main_thread()))
+    def run(group: tuple[int, int, int], product: Product) -> None:
+        seen.append((group[0], threading.current_thread() is threading.main_thread(), product))
 
-    moe._each(run, [(0, 0, 5), (1, 5, 205), (2, 205, 210)], True)
-    assert seen[0] == (1, True) and sorted(seen[1:]) == [(0, False), (2, False)]
+    moe._each(run, [(0, 0, 5), (1, 5, 205), (2, 205, 210)], True, numpy_product)
+    assert seen[0] == (1, True, torch_product)
+    assert {group[:2] for group in seen[1:]} == {(0, False), (2, False)}
+    assert all(product is numpy_product for _, _, product in seen[1:])
 
 
 @pytest.mark.parametrize("route", ROUTES)
