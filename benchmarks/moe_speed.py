@@ -14,6 +14,7 @@ same weights, without gradients.
 floor: the least that the loop's 256 tokens can take in fp32 here, whoever multiplies: their operations at the measured
 ceiling of a large square product, or every weight read from memory once (the backward pass: twice, and each gradient
 written once), whichever takes longer.
+torch: the same layer with torch's products in place of numpy's (``ops/blas.py``), which is why it has numpy's.
 dense: forward and backward against a SwiGLU layer of width 6144, the same active parameters; routing is included.
 Allocator settings are those the training command uses.
 """
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +39,14 @@ from twofold.base.log import peak_memory_bytes
 from twofold.base.malloc import ensure_malloc_settings
 from twofold.model.presets import preset
 from twofold.model.qwen3 import DenseMLP, SparseMLP
-from twofold.ops import reference
+from twofold.ops import moe, reference
+from twofold.ops.blas import torch_product
 from twofold.train.meter import ceiling
 
 RESULT = Path(__file__).parent / "results" / "moe-speed.json"
 TRAIN_TOKENS = 2048
 LARGE_TOKENS = 8192
-PARTS = ("decode", "loop", "eager", "dense")
+PARTS = ("decode", "loop", "torch", "eager", "dense")
 Step = Callable[[], object]
 Row = dict[str, Any]
 
@@ -174,6 +177,16 @@ def compare_eager(layer: SparseMLP, x_TD: torch.Tensor, rounds: int) -> dict[str
     }
 
 
+def with_torch(step: Step) -> Step:
+    """The step with every product by torch."""
+
+    def run() -> None:
+        with patch.object(moe, "thread_product", return_value=torch_product):
+            step()
+
+    return run
+
+
 def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str]) -> dict[str, Row]:
     """All comparisons, by name."""
     generator = torch.Generator().manual_seed(1)
@@ -200,6 +213,11 @@ def measure(layer: SparseMLP, rounds: int, loop_rounds: int, parts: Sequence[str
             results[name] = compare(name, forward, loop_step(layer, x_TD, False), loop_rounds)
             name = f"forward and backward {tokens} tokens, loop"
             results[name] = compare(name, training_step(layer, x_TD), loop_step(layer, x_TD, True), loop_rounds)
+    if "torch" in parts:
+        for tokens in (256, TRAIN_TOKENS):
+            step = training_step(layer, inputs[tokens])
+            name = f"forward and backward {tokens} tokens, torch's products"
+            results[name] = compare(name, step, with_torch(step), rounds)
     if "eager" in parts:
         results |= compare_eager(layer, inputs[256], rounds)
     if "dense" in parts:

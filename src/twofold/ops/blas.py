@@ -1,7 +1,9 @@
 """Single-threaded products of matrices by numpy's OpenBLAS: the second library beside torch's, for a few shapes only.
 
-With few rows, torch's library (MKL on x86) spends most of the time on matrices in the orientations of a backward pass:
-measured in ``benchmarks/moe_speed.py``. OpenBLAS takes the tensors' own memory, so nothing is copied.
+On one thread of an AMD processor, OpenBLAS multiplies a few rows by a large matrix up to twice as fast as torch's MKL,
+most of all in a backward pass (``benchmarks/moe_speed.py``, part "torch"); not measured on other makes. It takes the
+tensors' own memory, so nothing is copied. On several threads it is no faster, and its threads and torch's, which wait
+for work by spinning, hold each other up: whole training steps of dense models were up to half as fast.
 """
 
 from __future__ import annotations
