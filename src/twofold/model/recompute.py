@@ -1,7 +1,8 @@
 """Activation checkpointing, applied to the layers of a model from outside: memory for time, same numbers.
 
 "full" keeps the inputs of a layer and computes it again in the backward pass. "selective" keeps the results of matrix
-products and attention as well, so that only cheap element-wise work is done twice. Not here: offloading.
+products and attention as well, so that only cheap element-wise work is done twice; not those of large experts on a CPU,
+which ``ops/moe.py`` makes out of autograd's sight. Not here: offloading.
 """
 
 from __future__ import annotations

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # two factors, and where the result goes
-
-_lock = threading.Lock()
-_inside = 0  # callers within `one_thread`; the limit is the process's own, so the last one out lifts it
-_limits = contextlib.ExitStack()
 
 
 def torch_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
@@ -30,33 +28,46 @@ def torch_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def numpy_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-    """``torch_product`` of CPU tensors of one dtype that numpy has, by numpy. Gradients are not recorded."""
-    np.matmul(a.detach().numpy(), b.detach().numpy(), out=out.numpy())
+    """``torch_product`` of CPU tensors of one dtype that numpy has, by numpy. Gradients are not recorded.
+
+    Infinities and NaN pass through without a word, as they do in torch.
+    """
+    product = np.multiply if a.shape[1] == 1 else np.matmul  # numpy's product of a column and a row is a slow loop
+    with np.errstate(all="ignore"):
+        product(a.detach().numpy(), b.detach().numpy(), out=out.numpy())
 
 
 def thread_product(*tensors: torch.Tensor) -> Product:
     """What to multiply such tensors with on one thread: numpy for fp32 on a CPU, if its library is OpenBLAS."""
-    known = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    known = all(
+        type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.dtype == torch.float32 and tensor.is_cpu
+        for tensor in tensors
+    )
     return numpy_product if known and len(_openblas()) > 0 else torch_product
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """OpenBLAS on one thread per caller in the whole process while any caller is inside; as it was afterwards."""
-    global _inside
-    with _lock:
-        if _inside == 0:
-            _limits.enter_context(_openblas().limit(limits=1))
-        _inside += 1
-    try:
+    """numpy's OpenBLAS on one thread a caller, in the whole process, and then as it was. One caller enters at a time."""
+    with _turn(os.getpid()), _openblas().limit(limits=1):
         yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                _limits.close()
+
+
+@functools.cache
+def _turn(process: int) -> threading.Lock:
+    """The library's limit can be put back only by the thread that set it. A forked process gets a free lock."""
+    return threading.Lock()
 
 
 @functools.cache
 def _openblas() -> ThreadpoolController:
-    return ThreadpoolController().select(internal_api="openblas")
+    """numpy's own copy of OpenBLAS, with threads of its own; of other libraries and copies it has none."""
+    found, folder = ThreadpoolController(), str(Path(np.__file__).parent)  # wheels: numpy.libs, or numpy/.dylibs
+    ours = [
+        library["filepath"]
+        for library in found.info()
+        if library["internal_api"] == "openblas"
+        and library["threading_layer"] == "pthreads"
+        and library["filepath"].startswith(folder)
+    ]
+    return found.select(filepath=ours)

@@ -2,9 +2,9 @@
 
 Same result as ``reference.moe`` (the loop with masks), same code for training and decoding; no capacity limit, no
 dropped tokens, no padding and no copy of weights: extra memory is a few activations a chosen expert. Small experts and
-GPUs take torch's grouped matrix product. Large experts on a CPU are shared out, one expert to one thread, because a
-product of a few rows is often slower on all threads than on one; in fp32 numpy multiplies them (``ops/blas.py``).
-Routing itself is ``reference.route``: it is small.
+GPUs take torch's grouped matrix product. Large experts on a CPU with several threads are shared out, one expert to one
+thread, because a product of a few rows is often slower on all threads than on one; in fp32 numpy multiplies them
+(``ops/blas.py``). Routing itself is ``reference.route``: it is small.
 
 Shape legend: T tokens, D width, E experts, k experts per token, I expert width, J = 2I, A = T * k chosen experts,
 sorted by expert.
@@ -12,18 +12,19 @@ sorted by expert.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from twofold.ops.blas import Product, one_thread, thread_product, torch_product
+from twofold.ops.blas import Product, numpy_product, one_thread, thread_product, torch_product
 from twofold.ops.reference import swiglu
 
 _SHARED_OUT = 2**18  # weights of an expert from which threads take whole experts
@@ -75,7 +76,8 @@ def _grouped(x_AD: torch.Tensor, gate_up_EJD: torch.Tensor, down_EDI: torch.Tens
 
 def _shared_out(down_EDI: torch.Tensor) -> bool:
     """Whether threads take whole experts."""
-    return down_EDI.device.type == "cpu" and 3 * down_EDI[0].numel() >= _SHARED_OUT
+    large = 3 * down_EDI[0].numel() >= _SHARED_OUT
+    return down_EDI.device.type == "cpu" and large and torch.get_num_threads() > 1
 
 
 class _Spread(torch.autograd.Function):
@@ -190,19 +192,18 @@ def _each(run: _Run, groups: list[_Group], shared_out: bool, product: Product) -
     rows = sum(end - start for _, start, end in groups)
     for group in sorted(groups, key=lambda group: group[1] - group[2]):
         size = group[2] - group[1]
-        if not shared_out or (threads > 1 and (len(groups) == 1 or (size >= _SPLIT_ROWS and size * threads > rows))):
+        if not shared_out or len(groups) == 1 or (size >= _SPLIT_ROWS and size * threads > rows):
             run(group, torch_product)
         else:
             waiting.append(group)
-    if not waiting:
-        return
-    queue, lock = iter(waiting), threading.Lock()
-    with one_thread():
-        if threads == 1:
-            _drain(run, product, queue, lock)
-        else:
-            pool = _pool(os.getpid(), threads)
-            list(pool.map(lambda _: _drain(run, product, queue, lock), range(min(threads, len(waiting)))))
+    if waiting:
+        queue, lock = iter(waiting), threading.Lock()
+        pool = _pool(os.getpid(), threads)
+        with one_thread() if product is numpy_product else contextlib.nullcontext():
+            running = [pool.submit(_drain, run, product, queue, lock) for _ in range(min(threads, len(waiting)))]
+            wait(running)
+        for thread in running:
+            thread.result()
 
 
 @torch.inference_mode()  # both grad mode and inference mode are the thread's own

@@ -1,19 +1,19 @@
-"""numpy's products on one thread: same results as torch's, and the number of OpenBLAS threads is put back."""
+"""numpy's products: same results as torch's, and numpy's own number of threads is put back."""
 
 from __future__ import annotations
 
-import threading
+import os
+import subprocess
+import sys
+import warnings
 
 import pytest
 import torch
-from threadpoolctl import threadpool_info
 
 from twofold.ops import blas
-from twofold.ops.blas import numpy_product, one_thread, thread_product, torch_product
+from twofold.ops.blas import numpy_product, thread_product, torch_product
 
-
-def openblas_threads() -> list[int]:
-    return [library["num_threads"] for library in threadpool_info() if library["internal_api"] == "openblas"]
+needs_openblas = pytest.mark.skipif(len(blas._openblas()) == 0, reason="numpy multiplies with another library here")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 16, 33])
@@ -30,34 +30,72 @@ def test_every_orientation_into_a_part_of_a_tensor(rows: int) -> None:
         assert bool((out[0] == 7).all()) and not out.requires_grad
 
 
-def test_numpy_takes_fp32_on_a_cpu_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infinities_pass_as_quietly_as_in_torch() -> None:
+    a, out = torch.tensor([[float("inf"), 1e38]]), torch.empty(1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        numpy_product(a, torch.tensor([[1.0], [1e38]]), out)
+        assert out.isinf().all()
+        numpy_product(a, torch.tensor([[0.0], [1.0]]), out)
+        assert out.isnan().all()
+
+
+@needs_openblas
+def test_numpy_takes_plain_fp32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     single, half = torch.ones(2), torch.ones(2, dtype=torch.bfloat16)
-    assert openblas_threads(), "numpy's wheels bring OpenBLAS"
-    assert thread_product(single, single) is numpy_product
+    assert thread_product(single, torch.nn.Parameter(single)) is numpy_product
     assert thread_product(single, half) is torch_product
     assert thread_product(single, torch.ones(2, device="meta")) is torch_product
+    assert thread_product(single, single.as_subclass(type("Odd", (torch.Tensor,), {}))) is torch_product
     monkeypatch.setattr(blas, "_openblas", lambda: [])
     assert thread_product(single) is torch_product
 
 
-def test_the_limit_lasts_until_the_last_caller_leaves() -> None:
-    before = openblas_threads()
-    entered, leave = threading.Event(), threading.Event()
+THREADS = """
+import threading
+from threadpoolctl import threadpool_info
+from twofold.ops.blas import one_thread
 
-    def other() -> None:
-        with one_thread():
-            entered.set()
-            leave.wait(10)
+def threads():
+    return [library["num_threads"] for library in threadpool_info() if library["internal_api"] == "openblas"]
 
-    thread = threading.Thread(target=other)
+entered, leave, waiting, inside = threading.Event(), threading.Event(), threading.Event(), []
+
+def first():
     with one_thread():
-        thread.start()
-        assert entered.wait(10)
-        assert set(openblas_threads()) == {1}
-    assert set(openblas_threads()) == {1}
-    leave.set()
+        entered.set()
+        leave.wait()
+
+def second():
+    entered.wait()
+    waiting.set()
+    with one_thread():
+        inside.append(threads())
+
+both = [threading.Thread(target=target) for target in (first, second)]
+assert threads() == [2], threads()
+for thread in both:
+    thread.start()
+waiting.wait()
+assert threads() == [1] and not inside
+leave.set()
+for thread in both:
     thread.join()
-    assert openblas_threads() == before
-    with pytest.raises(KeyError), one_thread():
-        raise KeyError
-    assert openblas_threads() == before
+assert inside == [[1]] and threads() == [2], (inside, threads())
+for _ in range(2):
+    try:
+        with one_thread():
+            assert threads() == [1]
+            raise KeyError
+    except KeyError:
+        pass
+    assert threads() == [2]
+"""
+
+
+@needs_openblas
+def test_the_number_of_threads_is_put_back_whoever_leaves_last() -> None:
+    """In a process of its own, because the tests' has one thread anyway."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twofold.ops import moe, reference
 from twofold.ops.blas import Product, numpy_product, torch_product
 
-ROUTES = ("grouped", "in turn", "shared out", "one thread")
+ROUTES = ("grouped", "in turn", "shared out")
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +25,9 @@ def threads() -> Iterator[None]:
 
 
 def force(route: str, patch: pytest.MonkeyPatch) -> None:
-    """Make ``moe.moe`` take one route whatever the size; work is shared out between two threads, or one has it all."""
+    """Make ``moe.moe`` take one route whatever the size; work is shared out between two threads."""
     torch.set_num_threads(2 if route == "shared out" else 1)
-    patch.setattr(moe, "_SHARED_OUT", 0 if route in ("shared out", "one thread") else 2**62)
+    patch.setattr(moe, "_SHARED_OUT", 0 if route == "shared out" else 2**62)
     if route == "in turn":
         patch.setattr(moe, "_grouped", lambda *_: False)
 
