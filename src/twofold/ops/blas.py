@@ -48,7 +48,7 @@ def thread_product(*tensors: torch.Tensor) -> Product:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """numpy's OpenBLAS on one thread a caller, in the whole process, and then as it was. One caller enters at a time."""
+    """numpy's OpenBLAS on one thread a caller, process-wide, and then as it was. One caller enters at a time."""
     with _turn(os.getpid()), _openblas().limit(limits=1):
         yield
 
