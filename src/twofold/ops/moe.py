@@ -189,9 +189,9 @@ def _each(run: _Run, groups: list[_Group], shared_out: bool, product: Product) -
     """
     threads = torch.get_num_threads()
     waiting = []
-    rows = sum(end - start for _, start, end in groups)
-    for group in sorted(groups, key=lambda group: group[1] - group[2]):
-        size = group[2] - group[1]
+    rows = sum(map(_rows, groups))
+    for group in sorted(groups, key=_rows, reverse=True):
+        size = _rows(group)
         if not shared_out or len(groups) == 1 or (size >= _SPLIT_ROWS and size * threads > rows):
             run(group, torch_product)
         else:
@@ -199,11 +199,17 @@ def _each(run: _Run, groups: list[_Group], shared_out: bool, product: Product) -
     if waiting:
         queue, lock = iter(waiting), threading.Lock()
         pool = _pool(os.getpid(), threads)
-        with one_thread() if product is numpy_product else contextlib.nullcontext():
+        by_numpy = product is numpy_product and _rows(waiting[0]) > 1
+        with one_thread() if by_numpy else contextlib.nullcontext():
             running = [pool.submit(_drain, run, product, queue, lock) for _ in range(min(threads, len(waiting)))]
             wait(running)
         for thread in running:
             thread.result()
+
+
+def _rows(group: _Group) -> int:
+    _, start, end = group
+    return end - start
 
 
 @torch.inference_mode()  # both grad mode and inference mode are the thread's own
@@ -213,8 +219,7 @@ def _drain(run: _Run, product: Product, queue: Iterator[_Group], lock: threading
             group = next(queue, None)
         if group is None:
             return
-        _, start, end = group
-        run(group, product if end - start > 1 else torch_product)  # one row is as fast or faster by torch
+        run(group, product if _rows(group) > 1 else torch_product)  # one row is as fast or faster by torch
 
 
 @functools.cache
