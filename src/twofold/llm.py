@@ -8,12 +8,14 @@ run, training.
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from twofold.base.gguf_file import read_metadata
@@ -26,7 +28,7 @@ from twofold.model.config import ModelConfig
 from twofold.model.gguf_read import open_gguf
 from twofold.model.hf_config import read_generation_config
 from twofold.model.quantised import load_quantised
-from twofold.model.weights import TensorSource, build, open_folder, resolve_dtype
+from twofold.model.weights import TensorSource, build, check_device, open_folder, resolve_dtype
 from twofold.text.chat import Renderer
 from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse
@@ -105,7 +107,8 @@ class LLM:
         quantize: str | None = None,
     ) -> None:
         self.path = Path(model)
-        kind, reason = resolve_dtype(dtype, device)
+        _check_path(self.path)
+        kind, reason = resolve_dtype(dtype, check_device(device))
         logger.info("%s: computing in %s (%s)", self.path, kind, reason)
         load = _read_gguf if self.path.suffix == ".gguf" else _read_folder
         self.tokenizer, self._renderer, self._generation = load(self.path, policy)
@@ -120,6 +123,9 @@ class LLM:
             self.model.set_attention_dtype(torch.float64)
         if self.model.config.context is not None:
             logger.info("%s: %s", self.path, self.model.config.context.describe())
+        if self.tokenizer.vocab_size > self.model.config.vocab_size:
+            sizes = f"{self.tokenizer.vocab_size} tokens, the model rows for {self.model.config.vocab_size}"
+            logger.warning("%s: the tokenizer has %s; a text with one of the others is refused", self.path, sizes)
         for warning in config_warnings(self._generation):
             logger.warning("%s: %s", self.path, warning)
         eos = self._generation.get("eos_token_id") or self.tokenizer.eos_ids
@@ -190,16 +196,16 @@ class LLM:
         """Continue plain prompts, without a chat format; order is by prompt, then sample.
 
         Args:
-            prompts: texts (spellings of control tokens in them count as such) or lists of token ids.
+            prompts: texts (spellings of control tokens in them count as such) or lists of token ids (whole numbers;
+                arrays and tensors of one axis will do).
             params: None takes the checkpoint's defaults.
 
         Raises:
-            InputError: one string instead of a list of them, an empty prompt, a token that the model does not have,
-                or a prompt as long as the model's context.
+            InputError: one string instead of a list of them, an empty prompt, one that is neither text nor token ids, a
+                token that the model does not have, or a prompt as long as the model's context.
         """
-        if isinstance(prompts, str):
-            raise InputError("prompts must be a list, of texts or of token lists; put the text into one: [text]")
-        lists = [self.tokenizer.encode_with_special(p) if isinstance(p, str) else list(p) for p in prompts]
+        _check_list(prompts, "prompts")
+        lists = [self.tokenizer.encode_with_special(p) if isinstance(p, str) else _whole_numbers(p) for p in prompts]
         requests = [self.request(ids, {} if params is None else params) for ids in lists]
         return self._complete(requests, lambda request: _TextWatch(self.tokenizer, request.params.stop))
 
@@ -213,36 +219,50 @@ class LLM:
         """fp32 log-probability of each token given those before it, from the second token on (length - 1 each).
 
         Raises:
-            InputError: fewer than two tokens, more than the model's context, or a token that the model does not have.
+            InputError: what is no list of token lists, fewer than two tokens in one, more than the model's context, or
+                a token that the model does not have.
         """
-        for tokens in token_lists:
+        _check_list(token_lists, "token_lists")
+        lists = [_whole_numbers(tokens) for tokens in token_lists]
+        for tokens in lists:
             self.check_tokens(tokens)
             if len(tokens) > self.model.config.longest:
                 raise InputError(f"{len(tokens)} tokens to score, the model's context is {self.model.config.longest}")
-        return self.engine.score(token_lists)
+        return self.engine.score(lists)
 
-    def embed(self, texts: Sequence[str], task: str | None = None, dimensions: int | None = None) -> torch.Tensor:
+    def embed(
+        self, texts: Sequence[str], task: str | None = None, dimensions: int | None = None, truncate: bool = False
+    ) -> torch.Tensor:
         """Embedding vectors in Qwen3-Embedding's form, L2-normalised fp32 [texts, dimensions or model width].
 
         Args:
             texts: queries where ``task`` says in a sentence what is looked for, documents without. dimensions: keep the
-                first ones (Matryoshka).
+                first ones (Matryoshka). truncate: cut off the end of a text that is too long for the model.
 
         Raises:
-            InputError: a text too long for the model, or dimensions out of range.
+            InputError: one string instead of a list of them, a text too long for the model, or dimensions that are no
+                whole number in range.
         """
+        _check_list(texts, "texts")
         shown = [text if task is None else query_text(text, task) for text in texts]
         limit = self.model.config.longest
-        return embed(self.model, [embedding_ids(self.tokenizer, text, limit) for text in shown], dimensions)
+        return embed(self.model, [embedding_ids(self.tokenizer, text, limit, truncate) for text in shown], dimensions)
 
-    def rerank(self, query: str, documents: Sequence[str], task: str = DEFAULT_TASK) -> list[float]:
+    def rerank(
+        self, query: str, documents: Sequence[str], task: str = DEFAULT_TASK, truncate: bool = False
+    ) -> list[float]:
         """How relevant each document is to the query, 0 to 1, in Qwen3-Reranker's form.
 
+        Args:
+            truncate: cut off the end of a document that is too long for the model.
+
         Raises:
-            InputError: a document too long for the model, or a tokenizer without the tokens "yes" and "no".
+            InputError: one string instead of a list of documents, a document too long for the model, or a tokenizer
+                without the tokens "yes" and "no".
         """
+        _check_list(documents, "documents")
         limit = self.model.config.longest
-        pairs = [rerank_ids(self.tokenizer, query, text, task, max_tokens=limit) for text in documents]
+        pairs = [rerank_ids(self.tokenizer, query, text, task, limit, truncate) for text in documents]
         return relevance(self.model, pairs, *yes_no_ids(self.tokenizer)).tolist()
 
     def check_tokens(self, ids: Sequence[int]) -> None:
@@ -256,6 +276,9 @@ class LLM:
         self, ids: Sequence[int], sampling: Mapping[str, Any] | SamplingParams, *, thinking: bool | None = None
     ) -> Request:
         """A prompt as a request for the engine, with no more tokens than the context has room for.
+
+        Where nobody says how many, a model with a long context is not asked for more than its native length holds, so
+        that a short prompt is coded natively; unless that would leave less than ``MAX_TOKENS`` of what it may write.
 
         Args:
             ids: the prompt. sampling: parameters; where it is a mapping, what is not given comes from the checkpoint.
@@ -271,7 +294,8 @@ class LLM:
         params = sampling if isinstance(sampling, SamplingParams) else self.params(sampling, thinking=thinking)
         self.check_tokens([*params.stop_token_ids, *(token for token, _ in params.logit_bias)])
         if not isinstance(sampling, SamplingParams) and "max_tokens" not in sampling:
-            room = min(room, self._native_room(len(ids)) or room)
+            native = self._native_room(len(ids))
+            room = native if native >= min(MAX_TOKENS, params.max_tokens) else room
         if params.max_tokens > room:
             params = replace(params, max_tokens=room, min_tokens=min(params.min_tokens, room))
         state = StreamParser(self.tokenizer, ids).state
@@ -350,6 +374,33 @@ class LLM:
             warnings=tuple(parsed.errors),
             top_logprobs=completion.top_logprobs,
         )
+
+
+def _check_path(path: Path) -> None:
+    """Refuse what is not there, and an adapter by its name."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a model folder or a .gguf file, downloaded before")
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        advice = "load the model it was made for, then peft_io.load_adapter(llm.model, folder)"
+        raise InputError(f"{path} is an adapter, not a model; {advice}")
+
+
+def _check_list(value: object, name: str) -> None:
+    if isinstance(value, str | bytes):
+        raise InputError(f"{name} must be a list, this is one string; put it into a list: [text]")
+
+
+def _whole_numbers(tokens: object) -> list[int]:
+    """Token ids from a list, an array or a tensor.
+
+    Raises:
+        InputError: it is something else, a text for one, or has numbers that are not whole.
+    """
+    values = tokens.tolist() if isinstance(tokens, torch.Tensor | np.ndarray) else tokens
+    if isinstance(values, Sequence) and not isinstance(values, str | bytes):
+        with suppress(TypeError):
+            return [operator.index(value) for value in values]
+    raise InputError(f"token ids must be a list of whole numbers, got {str(tokens)[:60]!r}")
 
 
 class _Watch(Protocol):

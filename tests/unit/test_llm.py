@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,11 +108,47 @@ def test_defaults_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None
         (lambda llm: llm.chat([{"role": "user", "content": "E1 B5 " * 200}]), "the model's context 160"),
         (lambda llm: llm.generate([[]]), "empty prompt"),
         (lambda llm: llm.score([[1]]), "at least 2"),
+        (lambda llm: llm.score([1, 2, 3]), "must be a list of whole numbers, got '1'"),
+        (lambda llm: llm.score(["a text"]), "must be a list of whole numbers, got 'a text'"),
+        (lambda llm: llm.score([[1.0, 2.5]]), "must be a list of whole numbers"),
+        (lambda llm: llm.generate([1, 2, 3]), "must be a list of whole numbers"),
+        (lambda llm: llm.generate([[1.0, 2.5]]), "must be a list of whole numbers"),
+        (lambda llm: llm.generate([None]), "must be a list of whole numbers"),
+        (lambda llm: llm.generate([b"abc"]), "must be a list of whole numbers"),
+        (lambda llm: llm.embed("a text"), "texts must be a list, this is one string"),
+        (lambda llm: llm.embed(["a text"], dimensions=2.5), "whole number in 1"),
+        (lambda llm: llm.rerank("query", "a document"), "documents must be a list, this is one string"),
+        (lambda llm: llm.embed(["sum " * 200]), "shorten it"),
     ],
 )
 def test_bad_input_is_named(llm: LLM, call: Callable[[LLM], object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         call(llm)
+
+
+def test_arrays_and_tensors_are_token_lists(llm: LLM) -> None:
+    ids = [3, 4, 5]
+    [expected] = llm.score([ids])
+    for given in (torch.tensor(ids), np.array(ids), [np.int64(token) for token in ids]):
+        assert torch.equal(llm.score([given])[0], expected)
+        assert llm.generate([given], GREEDY)[0].token_ids == llm.generate([ids], GREEDY)[0].token_ids
+
+
+def test_a_long_text_is_embedded_where_it_may_be_cut(llm: LLM) -> None:
+    assert llm.embed(["sum " * 200], truncate=True).shape == (1, llm.model.config.hidden_size)
+
+
+def test_what_is_no_model_is_said_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for call, words in (
+        (lambda: LLM(tmp_path / "nothing"), "nothing does not exist; give a model folder"),
+        (lambda: LLM(tmp_path), "is an adapter, not a model; load the model it was made for"),
+        (lambda: LLM(folder, device="cuda:99"), "device 'cuda:99' is not on this machine; torch finds cpu"),
+        (lambda: LLM(folder, device="foo"), "device 'foo' is not on this machine"),
+        (lambda: LLM(folder, dtype=torch.int8), "dtype 'int8' is none to compute in"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
 
 
 def test_a_folder_without_a_template_still_scores(model: Qwen3, tmp_path: Path) -> None:
@@ -175,14 +212,16 @@ def test_stop_tokens_end_one_request_and_not_its_neighbour(llm: LLM) -> None:
     assert other.token_ids == whole.token_ids
 
 
-def test_without_a_limit_a_reply_stays_within_the_native_length(folder: Path) -> None:
+def test_without_a_limit_a_reply_stays_within_the_native_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that leaves room for one: a prompt just below the native length must not get a reply of a few tokens."""
+    monkeypatch.setattr("twofold.llm.MAX_TOKENS", 20)
+    (folder / "generation_config.json").write_text('{"max_new_tokens": 100}')
     llm = LLM(folder)
     llm.model.config = llm.model.config.model_copy(update={"context": Context(native=80, target=160)})
-    length = len(llm.renderer.prompt_ids(ASK))
-    assert llm.request(list(range(length)), {}).params.max_tokens == 81 - length
-    assert not llm.engine.extends(llm.request(list(range(length)), {}))
-    assert llm.engine.extends(llm.request(list(range(length)), {"max_tokens": 100}))
-    assert llm.request(list(range(100)), {}).params.max_tokens == 60
+    for length, room, extended in ((40, 41, False), (61, 20, False), (62, 98, True), (80, 80, True), (100, 60, True)):
+        request = llm.request([5] * length, {})
+        assert request.params.max_tokens == room and llm.engine.extends(request) == extended
+    assert llm.engine.extends(llm.request([5] * 40, {"max_tokens": 100}))
 
 
 def test_embeddings_and_relevance(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """Embedding vectors and relevance scores from the same causal model, as Qwen3-Embedding and Qwen3-Reranker define them.
 
 A text's vector is the final hidden state of its last token; a document's relevance is the probability of "yes" against
-"no" after a question about it (arXiv 2506.05176). Texts are packed end to end, so nothing is padded and a text's result
-does not depend on its batch mates. Not here: how texts become tokens (``text/retrieval.py``), indexes, training.
+"no" after a question about it (arXiv 2506.05176). Texts are packed end to end, so nothing is padded, and a text's
+result depends on its batch mates by no more than rounding.
+Not here: how texts become tokens (``text/retrieval.py``), indexes, training.
 
 Shape legend: S sequences, T tokens, D width.
 """
@@ -37,8 +38,8 @@ def embed(
     """
     width = model.config.hidden_size
     kept = width if dimensions is None else dimensions
-    if not 0 < kept <= width:
-        raise InputError(f"dimensions must be in 1..{width} for this model, got {dimensions}")
+    if not isinstance(kept, int) or not 0 < kept <= width:
+        raise InputError(f"dimensions must be a whole number in 1..{width} for this model, got {dimensions}")
     states = [state_SD[:, :kept].float() for state_SD in _last_states(model, token_lists, tokens_per_batch)]
     return F.normalize(torch.cat(states), dim=-1) if states else torch.zeros(0, kept)
 

@@ -10,6 +10,7 @@ Shape legend: N query heads, K key/value heads, H head dimension, E experts, I e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
@@ -304,20 +305,36 @@ def build(config: ModelConfig, source: TensorSource, dtype: torch.dtype, device:
     return model
 
 
+def check_device(device: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: torch does not find it on this machine.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = 0 if accelerator is None else torch.accelerator.device_count()
+    found = ["cpu", *(f"{accelerator}:{number}" for number in range(count))]
+    with contextlib.suppress(RuntimeError):  # it may be no name of a device at all
+        named = torch.device(device)
+        place = "cpu" if named.type == "cpu" else f"{named.type}:{named.index or 0}"
+        if place in found:
+            return named
+    raise InputError(f"device {str(device)!r} is not on this machine; torch finds {', '.join(found)}")
+
+
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device | str) -> tuple[torch.dtype, str]:
     """The type to compute in, and the reason in words. "auto" is bf16 on GPUs that have it and fp32 elsewhere.
 
     Raises:
-        InputError: a name that is none of auto, float32, bfloat16, float16.
+        InputError: a type that is none of auto, float32, bfloat16, float16.
     """
     device = torch.device(device)
-    if isinstance(dtype, torch.dtype):
-        return dtype, "as asked"
-    if dtype != "auto":
+    name = str(dtype).removeprefix("torch.")
+    if name != "auto":
         named = {str(known).removeprefix("torch."): known for known in safetensors_io.NAMES}
-        if dtype not in named:
-            raise InputError(f"dtype {dtype!r} is unknown; use one of auto, {', '.join(named)}")
-        return named[dtype], "as asked"
+        if name not in named:
+            raise InputError(f"dtype {name!r} is none to compute in; use one of auto, {', '.join(named)}")
+        return named[name], "as asked"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU multiplies bfloat16 natively"

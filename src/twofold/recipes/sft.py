@@ -26,6 +26,7 @@ from twofold.model.lora import LoraConfig, attach, merge
 from twofold.model.peft_io import save_adapter
 from twofold.model.quantised import quantise_base
 from twofold.model.vocab import add_tokens, keep_new_rows, train_new_rows
+from twofold.model.weights import check_device
 from twofold.post.sft import ChatSource, StoredExamples, write_examples
 from twofold.recipes.chain import Chain, Stage, StageContext, command_line
 from twofold.recipes.folder import save_folder
@@ -163,10 +164,10 @@ def _checkpoint(text: str) -> Path:
 
 def _check_device(name: str) -> None:
     """Refuse a device that torch does not find here, before anything is read."""
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    found = ["cpu", *(["cuda"] if gpus else []), *gpus]
-    if name not in found:
-        raise ConfigError(f"train.device={name} is not on this machine; torch finds {', '.join(found)}")
+    try:
+        check_device(name)
+    except InputError as error:
+        raise ConfigError(f"train.device: {error}") from None
 
 
 def _file(text: str) -> Path:

@@ -64,5 +64,5 @@ def yes_no_ids(tokenizer: Tokenizer) -> tuple[int, int]:
 
 def _fit(ids: list[int], room: int, truncate: bool, what: str) -> list[int]:
     if len(ids) > max(room, 0) and not truncate:
-        raise InputError(f"{what} has {len(ids)} tokens and {room} fit; shorten it, or allow truncation")
+        raise InputError(f"{what} has {len(ids)} tokens and {room} fit; shorten it (in Python: or truncate=True)")
     return ids[: max(room, 0)]

@@ -68,7 +68,7 @@ def test_packed_models_judge_as_well(model: Qwen3, kind: str, tied: bool) -> Non
 def test_nothing_and_what_cannot_be(model: Qwen3) -> None:
     assert embed.embed(model, []).shape == (0, 32) and embed.relevance(model, [], 1, 2).shape == (0,)
     for dimensions in (0, 33):
-        with pytest.raises(InputError, match=r"dimensions must be in 1\.\.32"):
+        with pytest.raises(InputError, match=r"dimensions must be a whole number in 1\.\.32"):
             embed.embed(model, TEXTS, dimensions=dimensions)
     for call in (lambda: embed.embed(model, [[1], []]), lambda: embed.relevance(model, [[1], []], 1, 2)):
         with pytest.raises(InputError, match="text 1 has no tokens"):

@@ -317,7 +317,7 @@ def test_the_type_to_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
         assert resolve_dtype("auto", "cuda")[0] == dtype
-    with pytest.raises(InputError, match="'int8' is unknown; use one of auto, float32, float16, bfloat16"):
+    with pytest.raises(InputError, match="'int8' is none to compute in; use one of auto, float32, float16, bfloat16"):
         resolve_dtype("int8", "cpu")
 
 

@@ -237,7 +237,7 @@ def test_what_is_trained_is_what_the_renderer_says(empty: bool, init: Path, tmp_
         ({"init": "INIT", "data": "DATA", "rows.held_out": 1}, "rows.held_out: Input should be less than 1"),
         (
             {"init": "INIT", "data": "DATA", "train.device": "gpu"},
-            "train.device=gpu is not on this machine; torch finds cpu",
+            "train.device: device 'gpu' is not on this machine; torch finds cpu",
         ),
         ({"init": "INIT", "data": "DATA", "train.method": "rows"}, "name them: --set new_tokens="),
         ({"init": "INIT", "data": "DATA", "train.new_tokens": '["<a>"]'}, "follows from the top of the recipe"),
