@@ -17,22 +17,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from twofold.base.files import write_text
-from twofold.base.gguf_file import read_gguf
 from twofold.base.records import InputError
 from twofold.data.corpus import pydoc_topic_documents, python_stdlib_documents
 from twofold.eval.quality import Quality, compare, windows_of
 from twofold.eval.stats import Interval
 from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
-from twofold.model.gguf_read import GGUFSource
+from twofold.model.gguf_read import open_gguf
 from twofold.model.gguf_write import KINDS, save_gguf
-from twofold.model.inspect import Checkpoint, describe, read_folder, show
+from twofold.model.inspect import Checkpoint, describe, read_folder, show, tokenizer_warnings
 from twofold.model.lora import merge
 from twofold.model.peft_io import load_adapter
 from twofold.model.weights import empty_model, match
 from twofold.recipes.folder import TYPES, save_folder
 from twofold.recipes.models import find_model
 from twofold.text.chat import Renderer
+from twofold.text.gguf_tokenizer import tokenizer_from_gguf
 from twofold.text.view import html_view, terminal_view, view_file
 
 
@@ -59,11 +59,14 @@ def _read_gguf(path: Path) -> Checkpoint:
         count, total = stored.get(kind, (0, 0))
         stored[kind] = count + 1, total + size
     problem = None
+    warnings: list[str] = []
     try:
-        match(empty_model(found.config, device="meta"), GGUFSource(read_gguf(path), found.config.head_dim))
+        config, source = open_gguf(path)
+        match(empty_model(config, device="meta"), source)
+        warnings = tokenizer_warnings(tokenizer_from_gguf(source.file.metadata, str(path)), config)
     except InputError as error:
         problem = str(error)
-    return Checkpoint(str(path), "GGUF file", found.config, stored, found.chat_template, problem)
+    return Checkpoint(str(path), "GGUF file", found.config, stored, found.chat_template, problem, tuple(warnings))
 
 
 def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Console) -> None:

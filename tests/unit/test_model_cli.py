@@ -202,6 +202,8 @@ def test_inspect_fails_where_weights_cannot_be_loaded(folder: Path, tmp_path: Pa
     assert gguf and b"blk.0.attn_q.weight" in data
     (tmp_path / "b.gguf").write_bytes(data.replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"))
     assert "blk.0.attn_x.weight" in run("inspect", tmp_path / "b.gguf", code=1)
+    (tmp_path / "c.gguf").write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0qwen2", b"\x05\0\0\0\0\0\0\0qwen9"))
+    assert "tokenizer.ggml.pre 'qwen9' is not supported" in run("inspect", tmp_path / "c.gguf", code=1)
 
 
 def test_quality_compares_packed_weights_with_fp32(folder: Path, tmp_path: Path) -> None:

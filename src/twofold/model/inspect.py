@@ -18,10 +18,10 @@ from rich.markup import escape
 
 from twofold.base.records import InputError
 from twofold.model.config import ModelConfig
-from twofold.model.hf_config import model_type, read_config
+from twofold.model.hf_config import model_type, read_config, read_generation_config
 from twofold.model.presets import PRESETS
 from twofold.model.rope import attention_factor
-from twofold.model.weights import FolderSource, empty_model, match, resolve_dtype
+from twofold.model.weights import NO_HEAD, FolderSource, empty_model, fitted, match, resolve_dtype
 from twofold.text.chat import folder_template
 from twofold.text.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ class Checkpoint:
     """A checkpoint of any format before its weights are read.
 
     kind: the format in words. stored: type on disk -> (tensors, bytes). chat_template: its text, None without one.
-    problem: why the checkpoint cannot be loaded, None if it can.
+    problem: why the checkpoint cannot be loaded, None if it can. warnings: what it cannot do although it loads.
     """
 
     origin: str
@@ -42,29 +42,46 @@ class Checkpoint:
     stored: Mapping[str, tuple[int, int]]
     chat_template: str | None = None
     problem: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """Look at a Hugging Face folder; weights that do not fit and an unreadable tokenizer become ``problem``.
+    """Look at a Hugging Face folder; whatever keeps it from being loaded becomes ``problem``.
 
     Raises:
         InputError: no readable config.json.
     """
     config = read_config(folder)
     stored: dict[str, tuple[int, int]] = {}
-    problem = None
+    template = problem = None
+    warnings: list[str] = []
     try:
         source = FolderSource(folder)
         for _, entry in source.entries.values():
             count, size = stored.get(entry.dtype, (0, 0))
             stored[entry.dtype] = count + 1, size + entry.end - entry.begin
-        source.check_dtypes()
+        config = fitted(config, source)
         match(empty_model(config, device="meta"), source)
-        if (folder / "tokenizer.json").is_file():
-            Tokenizer.from_folder(folder)
+        warnings += [f"it has {NO_HEAD}"] if source.headless else []
+        warnings += tokenizer_warnings(Tokenizer.from_folder(folder), config)
+        read_generation_config(folder)
     except InputError as error:
         problem = str(error)
-    return Checkpoint(str(folder), "Hugging Face folder", config, stored, folder_template(folder), problem)
+    try:
+        template = folder_template(folder)
+    except InputError as error:  # it loads all the same, and cannot chat
+        warnings.append(str(error))
+    return Checkpoint(str(folder), "Hugging Face folder", config, stored, template, problem, tuple(warnings))
+
+
+def tokenizer_warnings(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
+    """A line where the tokenizer has tokens without a row in the embedding, nothing otherwise."""
+    if tokenizer.vocab_size <= config.vocab_size:
+        return []
+    return [
+        f"the tokenizer has {tokenizer.vocab_size:,} tokens and the embedding {config.vocab_size:,} rows; text with "
+        "the tokens beyond them is refused"
+    ]
 
 
 def describe(checkpoint: Checkpoint, context: int | None = None, batch: int = 1, dtype: str = "auto") -> list[Row]:
@@ -88,6 +105,7 @@ def describe(checkpoint: Checkpoint, context: int | None = None, batch: int = 1,
         rows.append(("on disk", f"{name}: {count:,} tensors, {gigabytes(size)}"))
     rows += [("context", line) for line in _context(config)]
     rows.append(("chat template", _template(checkpoint.chat_template)))
+    rows += [("warning", line) for line in checkpoint.warnings]
     if tokens > longest:
         rows.append(("warning", f"{tokens:,} tokens are more than the {longest:,} that the model is made for"))
     rows += [("runs on", line) for line in _devices(config, tokens, batch, dtype)]

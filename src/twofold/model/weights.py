@@ -11,9 +11,9 @@ Shape legend: N query heads, K key/value heads, H head dimension, E experts, I e
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -30,11 +30,14 @@ from twofold.model.config import ModelConfig
 from twofold.model.hf_config import config_to_hf, read_config, read_object
 from twofold.model.qwen3 import Qwen3
 
+logger = logging.getLogger("twofold")
+
 # Fused parameter -> Hugging Face parts, stacked in this order along the output axis (weights and biases alike).
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 READERS = min(4, os.cpu_count() or 1)  # tensors read at the same time
 MAX_SHARD_BYTES = 5 << 30
+NO_HEAD = "no lm_head; it gives embeddings, but no text to rely on"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _EXPERTS = re.compile(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)$")
 # Old Llama files carry what rope_theta already says.
@@ -290,11 +293,19 @@ def open_folder(folder: Path) -> tuple[ModelConfig, FolderSource]:
     """
     config = read_config(folder)
     source = FolderSource(folder)
-    source.check_dtypes()
     if source.headless and not config.tie_word_embeddings:
-        warnings.warn(f"{folder} has no lm_head; it gives embeddings, but no text to rely on", stacklevel=3)
-        config = config.model_copy(update={"tie_word_embeddings": True})
-    return config, source
+        logger.warning("%s has %s", folder, NO_HEAD)
+    return fitted(config, source), source
+
+
+def fitted(config: ModelConfig, source: FolderSource) -> ModelConfig:
+    """The configuration under which the tensors of ``source`` are loaded: without a head the embedding is the head.
+
+    Raises:
+        InputError: a tensor in a type that no model can be filled from.
+    """
+    source.check_dtypes()
+    return config.model_copy(update={"tie_word_embeddings": True}) if source.headless else config
 
 
 def build(config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device | str) -> Qwen3:

@@ -19,7 +19,8 @@ from twofold.model.hf_config import config_to_hf
 from twofold.model.inspect import Checkpoint, describe, gigabytes, memory_bytes, read_folder, show
 from twofold.model.presets import preset
 from twofold.model.qwen3 import Qwen3
-from twofold.model.weights import save_weights, to_hf
+from twofold.model.weights import load_weights, save_weights, to_hf
+from twofold.text.tokenizer import Tokenizer
 
 Make = Callable[..., Qwen3]
 
@@ -34,6 +35,7 @@ def text_of(checkpoint: Checkpoint, **options: Any) -> dict[str, str]:
 def test_a_folder(tmp_path: Path, make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(True, tie_word_embeddings=False, context={"native": 32, "target": 128}, decoder_sparse_step=2)
     save_weights(model.to(torch.bfloat16), tmp_path, 3000)
+    (tmp_path / "tokenizer.json").write_text(Tokenizer.train(["a"], 282).to_json())
     (tmp_path / "chat_template.jinja").write_text("\n{# first #}\n{% if enable_thinking %}<think>{% endif %}")
     monkeypatch.setattr(safetensors_io, "read_into", None)  # no weight may be read
     lines = text_of(read_folder(tmp_path))
@@ -95,13 +97,34 @@ def test_weights_that_do_not_load_are_described_all_the_same(
     assert lines["loads"].startswith("no: ") and words in lines["loads"] and "F32" in lines["on disk"]
 
 
-def test_a_damaged_tokenizer_is_said(tmp_path: Path, make_model: Make) -> None:
-    model = make_model()
-    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(model.config)))
-    save_file({name: t.contiguous() for name, t in to_hf(model).items()}, tmp_path / "model.safetensors")
-    assert text_of(read_folder(tmp_path))["loads"] == "yes"
+def test_whatever_loading_refuses_is_said(tmp_path: Path, make_model: Make) -> None:
+    save_weights(make_model(vocab_size=282), tmp_path)
+    assert "tokenizer.json does not exist" in text_of(read_folder(tmp_path))["loads"]
     (tmp_path / "tokenizer.json").write_text('{"model": ')
     assert "not a readable tokenizer.json" in text_of(read_folder(tmp_path))["loads"]
+    (tmp_path / "tokenizer.json").write_text(Tokenizer.train(["a"], 282).to_json())
+    assert text_of(read_folder(tmp_path))["loads"] == "yes"
+    (tmp_path / "generation_config.json").write_text("{")
+    assert "generation_config.json is damaged" in text_of(read_folder(tmp_path))["loads"]
+
+
+def test_what_loads_and_cannot_do_everything(
+    tmp_path: Path, make_model: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a head, with a tokenizer too large, or with a template that cannot be read."""
+    model = make_model(tie_word_embeddings=False)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(model.config)))
+    tensors = {name.removeprefix("model."): t.contiguous() for name, t in to_hf(model).items() if name[:2] != "lm"}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_text(Tokenizer.train(["a"], 282).to_json())
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    lines = text_of(read_folder(tmp_path))
+    assert lines["loads"] == "yes" and "embedding and head tied" in lines["parameters"]
+    first, second, third = lines["warning"].splitlines()
+    assert "no lm_head" in first and "282 tokens and the embedding 40 rows" in second
+    assert "not a readable tokenizer_config.json" in third and lines["chat template"] == "none"
+    assert not caplog.messages, "said in the description alone"
+    assert load_weights(tmp_path).config.tie_word_embeddings and "has no lm_head" in caplog.text
 
 
 @pytest.mark.parametrize(
