@@ -19,6 +19,7 @@ from twofold.model.lora import LoraConfig, attach
 from twofold.model.peft_io import save_adapter
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import save_weights
+from twofold.recipes.models import find_model
 from twofold.recipes.pretrain import save_model
 from twofold.text.tokenizer import Tokenizer
 
@@ -204,6 +205,15 @@ def test_inspect_fails_where_weights_cannot_be_loaded(folder: Path, tmp_path: Pa
     assert "blk.0.attn_x.weight" in run("inspect", tmp_path / "b.gguf", code=1)
     (tmp_path / "c.gguf").write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0qwen2", b"\x05\0\0\0\0\0\0\0qwen9"))
     assert "tokenizer.ggml.pre 'qwen9' is not supported" in run("inspect", tmp_path / "c.gguf", code=1)
+
+
+def test_a_place_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/x cannot be read: Permission denied$"):
+        find_model(tmp_path / "x")
 
 
 def test_quality_compares_packed_weights_with_fp32(folder: Path, tmp_path: Path) -> None:

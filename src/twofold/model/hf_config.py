@@ -75,12 +75,14 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_object(path: Path, absent: str) -> dict[str, Any]:
-    """A JSON object; InputError with the words of ``absent`` where there is no file, or naming the damage."""
-    if not path.is_file():
-        raise InputError(absent)
+    """A JSON object; InputError with the words of ``absent`` where there is no file, or naming what is wrong."""
     try:
+        if not path.is_file():
+            raise InputError(absent)
         values = read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}; copy or download it again") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: it holds no JSON object; copy or download it again")

@@ -50,7 +50,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             length = int.from_bytes(handle.read(8), "little")
             text = handle.read(length) if 8 + length <= size and length <= _MAX_HEADER_BYTES else None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     if text is None or size < 8:
         raise InputError(f"{path} is damaged: there is no whole header in its {size} bytes; {_AGAIN}")
     start = 8 + length
@@ -58,7 +58,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         header = json.loads(text)
         header.pop("__metadata__", None)
         entries = {name: _entry(value, start) for name, value in header.items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(f"{path} is damaged: its header does not describe tensors; {_AGAIN}") from None
     _check_layout(path, entries, start, size)
     return dict(sorted(entries.items(), key=lambda item: item[1].begin))

@@ -20,8 +20,11 @@ def find_model(folder: Path) -> Path:
     Raises:
         InputError: neither; the message says what to run.
     """
-    if is_checkpoint(folder):
-        return folder
+    try:
+        if is_checkpoint(folder):
+            return folder
+    except OSError as error:  # a folder that may not be looked into
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; give a model or run folder, or make one: twofold run tiny")
     for stage in MODEL_STAGES:

@@ -213,16 +213,25 @@ def test_released_configurations(make_config: MakeConfig) -> None:
     assert context == Context(native=262144, target=1010000, method="dca", chunk_size=262144, local_window=8192)
 
 
-def test_folders_that_cannot_be_read(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_folders_that_cannot_be_read(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match=r"is not a model folder: it has no config\.json"):
         read_config(tmp_path)
     path = tmp_path / "config.json"
-    for damaged in (b"{", b"\xff\xfe\x00", b"[]"):
+    for damaged in (b"{", b"\xff\xfe\x00", b"[]", b'{"a":' * 100_000):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=rf"^{path} is damaged"):
             read_config(tmp_path)
     path.write_text(json.dumps(config_to_hf(make_config())))
     assert read_config(tmp_path) == make_config()
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(InputError, match=rf"^{path} cannot be read: Permission denied$"):
+        read_config(tmp_path)
 
 
 def test_generation_config(tmp_path: Path) -> None:

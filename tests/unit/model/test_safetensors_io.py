@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def change_header(path: Path, change: Callable[[dict], None]) -> None:
         (lambda h: h["b"].pop("dtype"), "does not describe tensors"),
         (lambda h: h.update(b=[]), "does not describe tensors"),
         (lambda h: h["b"].update(data_offsets=[16, "x"]), "does not describe tensors"),
+        (lambda h: h["b"].update(data_offsets=[16, math.inf]), "does not describe tensors"),
     ],
 )
 def test_headers_that_do_not_fit_are_named(tmp_path: Path, change: Callable[[dict], None], words: str) -> None:
