@@ -23,12 +23,12 @@ from twofold.eval.quality import Quality, compare, windows_of
 from twofold.eval.stats import Interval
 from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
-from twofold.model.gguf_read import open_gguf
+from twofold.model.gguf_read import open_gguf, require_package
 from twofold.model.gguf_write import KINDS, save_gguf
 from twofold.model.inspect import Checkpoint, describe, read_folder, show, tokenizer_warnings
 from twofold.model.lora import merge
 from twofold.model.peft_io import load_adapter
-from twofold.model.weights import empty_model, match
+from twofold.model.weights import CONFIG, empty_model, match
 from twofold.recipes.folder import TYPES, save_folder
 from twofold.recipes.models import find_model
 from twofold.text.chat import Renderer
@@ -86,8 +86,7 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Con
     if kind not in known:
         hint = "; q8_0 and q4_0 need an OUT that ends in .gguf" if kind in KINDS else ""
         raise InputError(f"unknown type {kind!r}; use one of {', '.join(known)}{hint}")
-    if out.exists() and (as_gguf or not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already; choose another name or remove it")
+    _check_place(out, as_gguf)
     path = find_model(model)
     llm = LLM(path, dtype="float32" if as_gguf or adapter is not None else TYPES[kind])
     if adapter is not None:  # merged in fp32: an adapter is checked against, and fits, the base as it was trained
@@ -102,7 +101,7 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Con
             with _whole_folder(out) as folder:
                 save_folder(llm, path, _template(llm, path), folder, kind)
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}; choose another place") from None
+        raise _unwritable(out, error) from None
     for note in notes:
         console.print(escape(note), style="yellow", highlight=False, soft_wrap=True)
     size = sum(f.stat().st_size for f in ([out] if as_gguf else out.iterdir()))
@@ -157,14 +156,41 @@ def _quality_table(found: Quality, path: Path, kind: str) -> Table:
     return table
 
 
+def _check_place(out: Path, as_gguf: bool) -> None:
+    """Raise InputError where ``out`` is taken or cannot be written, as far as that shows before anything is loaded."""
+    if as_gguf:
+        require_package(out)
+    try:
+        if out.exists() and (as_gguf or not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} exists already; choose another name or remove it")
+        place = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "may not be written to" if place.is_dir() else "is no folder"
+        raise InputError(f"{out} cannot be written: {place} {why}; choose another place")
+
+
+def _unwritable(out: Path, error: OSError) -> InputError:
+    return InputError(f"{out} cannot be written: {error.strerror or error}; choose another place")
+
+
 @contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its name when all is written; on an error nothing stays."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    """A folder that becomes ``out`` when all is written; on an error nothing stays.
+
+    An empty ``out`` keeps its place, since it may be a mount or the folder a shell stands in; config.json arrives last.
+    """
+    target = out.resolve()
+    temporary = (target if target.is_dir() else target.parent) / f".{target.name}.{os.getpid()}.tmp"
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        temporary.replace(out)
+        if target.is_dir():
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
+                path.replace(target / path.name)
+        else:
+            temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

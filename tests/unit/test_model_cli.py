@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -163,6 +164,47 @@ def test_export_to_a_place_that_cannot_be_written(folder: Path, tmp_path: Path) 
     assert "cannot be written" in run("export", folder, tmp_path / "file" / "x", code=1)
     assert "exists already" in run("export", folder, tmp_path / "taken.gguf", "--type", "f32", code=1)
     assert left(tmp_path) == ["file", "taken.gguf"]
+
+
+@pytest.mark.parametrize("name", ["x", "x.gguf"])
+def test_a_place_that_cannot_be_written_is_found_before_loading(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("twofold.model_cli.LLM", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("twofold.model_cli.require_package", lambda _: None)
+    shown = run("export", folder, tmp_path / "file" / name, "--type", "f32", code=1)
+    assert f"{tmp_path}/file is no folder" in shown
+    assert "File name too long" in run("export", folder, tmp_path / ("x" * 300 + name), "--type", "f32", code=1)
+    monkeypatch.setattr("os.access", lambda _, mode: not mode & os.W_OK)
+    assert "may not be written to" in run("export", folder, tmp_path / "sub" / name, "--type", "f32", code=1)
+
+
+def test_a_full_disk_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
+
+    def full(*_: object) -> None:  # as numpy says it: without a number
+        raise OSError("512 requested and 0 written")
+
+    monkeypatch.setattr("twofold.model_cli.save_gguf", full)
+    shown = run("export", folder, tmp_path / "a.gguf", "--type", "f32", code=1)
+    assert "cannot be written: 512 requested and 0 written; choose" in shown
+
+
+def test_export_into_an_empty_folder_that_is_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder stays the same one: a shell may stand in it."""
+    here, other = tmp_path / "here", tmp_path / "other"
+    here.mkdir()
+    other.mkdir()
+    (tmp_path / "link").symlink_to(other)
+    monkeypatch.chdir(here)
+    inode = here.stat().st_ino
+    run("export", folder, ".", "--type", "f32")
+    run("export", folder, tmp_path / "link", "--type", "f32")
+    assert here.stat().st_ino == inode and left(here) == left(other) and (tmp_path / "link").is_symlink()
+    assert LLM(Path("."))
 
 
 def test_export_says_where_replies_end(folder: Path, tmp_path: Path) -> None:

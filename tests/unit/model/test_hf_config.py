@@ -213,9 +213,7 @@ def test_released_configurations(make_config: MakeConfig) -> None:
     assert context == Context(native=262144, target=1010000, method="dca", chunk_size=262144, local_window=8192)
 
 
-def test_folders_that_cannot_be_read(
-    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_cannot_be_read(tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"is not a model folder: it has no config\.json"):
         read_config(tmp_path)
     path = tmp_path / "config.json"
