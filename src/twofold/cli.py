@@ -218,10 +218,11 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, or a file that ends in .gguf.")],
     kind: Annotated[str, typer.Option("--type", help="f32, f16, bf16; for GGUF also q8_0, q4_0.")] = "bf16",
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A PEFT adapter to merge first.")] = None,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Merge it though trained on other weights.")] = False,
 ) -> None:
     """Write a model as a Hugging Face folder or as a GGUF file."""
     with one_line_errors(debug=False):
-        importlib.import_module("twofold.model_cli").export(model, out, kind, adapter, Console())
+        importlib.import_module("twofold.model_cli").export(model, out, kind, adapter, any_base, Console())
 
 
 @app.command()

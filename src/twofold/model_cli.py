@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -25,14 +26,18 @@ from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
 from twofold.model.gguf_read import open_gguf, require_package
 from twofold.model.gguf_write import KINDS, save_gguf
+from twofold.model.hf_config import read_object
 from twofold.model.inspect import Checkpoint, describe, read_folder, show, tokenizer_warnings
 from twofold.model.lora import merge
+from twofold.model.peft_io import CONFIG as ADAPTER
 from twofold.model.peft_io import load_adapter
 from twofold.model.weights import CONFIG, empty_model, match
 from twofold.recipes.folder import TYPES, save_folder
 from twofold.recipes.models import find_model
-from twofold.text.chat import Renderer
+from twofold.text.chat import Renderer, folder_template
 from twofold.text.gguf_tokenizer import tokenizer_from_gguf
+from twofold.text.policy import POLICY_FILE, ChatPolicy
+from twofold.text.tokenizer import Tokenizer
 from twofold.text.view import html_view, terminal_view, view_file
 
 
@@ -69,17 +74,19 @@ def _read_gguf(path: Path) -> Checkpoint:
     return Checkpoint(str(path), "GGUF file", found.config, stored, found.chat_template, problem, tuple(warnings))
 
 
-def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Console) -> None:
+def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bool, console: Console) -> None:
     """Write a model as a Hugging Face folder, or as one GGUF file where ``out`` ends in .gguf; whole or not at all.
 
     A chat template of no known family is written as it is; a model without one stays without.
 
     Args:
-        kind: type of the weights: f32, f16, bf16, and for GGUF q8_0 and q4_0. adapter: a PEFT folder to merge first.
+        kind: type of the weights: f32, f16, bf16, and for GGUF q8_0 and q4_0. adapter: a PEFT folder to merge first;
+            a tokenizer in it, and the chat template beside that, take the place of the model's. any_base: merge it also
+            where it was trained on other weights.
 
     Raises:
-        InputError: an unknown type, an ``out`` that exists already or cannot be written, or weights that do not fit
-            the type.
+        InputError: an unknown type, an ``out`` that exists already or cannot be written, weights that do not fit the
+            type, or an adapter that does not fit the model or has tokens that no tokenizer knows.
     """
     as_gguf = out.suffix == ".gguf"
     known = KINDS if as_gguf else tuple(TYPES)
@@ -88,18 +95,23 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, console: Con
         raise InputError(f"unknown type {kind!r}; use one of {', '.join(known)}{hint}")
     _check_place(out, as_gguf)
     path = find_model(model)
-    llm = LLM(path, dtype="float32" if as_gguf or adapter is not None else TYPES[kind])
-    if adapter is not None:  # merged in fp32: an adapter is checked against, and fits, the base as it was trained
-        load_adapter(llm.model, "adapter", adapter)
-        merge(llm.model, "adapter")
+    own = _Text() if adapter is None else _text_of(adapter)
+    llm = LLM(path, dtype="float32" if as_gguf or adapter is not None else TYPES[kind], policy=own.policy)
+    tokenizer = own.tokenizer or llm.tokenizer
+    if adapter is not None:
+        _merge(llm, adapter, tokenizer, any_base)
+    template = own.template or _template(llm, path)
     notes: list[str] = []
     try:
         if as_gguf:
             name = path.resolve().name.removesuffix(".gguf")
-            notes = save_gguf(llm.model, llm.tokenizer, out, kind, _template(llm, path), name)
+            notes = save_gguf(llm.model, tokenizer, out, kind, template, name)
         else:
             with _whole_folder(out) as folder:
-                save_folder(llm, path, _template(llm, path), folder, kind)
+                save_folder(llm, path, template, folder, kind, tokenizer)
+                if own.template is not None and own.policy is None:  # of no family, whatever the model's is
+                    write_text(folder / "chat_template.jinja", own.template)
+                    (folder / POLICY_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(out, error) from None
     for note in notes:
@@ -154,6 +166,45 @@ def _quality_table(found: Quality, path: Path, kind: str) -> Table:
     add("loss added, nats a token", found.loss, 5)
     table.add_row("loss in fp32, packed", f"{found.reference_nats:.4f}, {found.nats:.4f}")
     return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Tokenizer and chat template in an adapter's folder. policy: the template's, None where no family is like it."""
+
+    tokenizer: Tokenizer | None = None
+    template: str | None = None
+    policy: ChatPolicy | None = None
+
+
+def _text_of(adapter: Path) -> _Text:
+    if not (adapter / "tokenizer.json").is_file():
+        return _Text()
+    tokenizer, template = Tokenizer.from_folder(adapter), folder_template(adapter)
+    try:
+        return _Text(tokenizer, template, Renderer.from_pretrained(adapter).policy)
+    except InputError:
+        return _Text(tokenizer, template)
+
+
+def _merge(llm: LLM, adapter: Path, tokenizer: Tokenizer, any_base: bool) -> None:
+    """Merge an adapter into the model, which is in fp32: it is checked against, and fits, the base as it was trained.
+
+    Raises:
+        InputError: it does not fit the model, or has rows of tokens that ``tokenizer`` lacks.
+    """
+    try:
+        load_adapter(llm.model, "adapter", adapter, same_base=not any_base)
+    except InputError as error:
+        raise InputError(str(error).replace("pass same_base=False", "add --any-base")) from None
+    indices = read_object(adapter / ADAPTER, "").get("trainable_token_indices") or {}
+    ids = [i for rows in (indices.values() if isinstance(indices, dict) else [indices]) for i in rows]
+    if max(ids, default=-1) >= tokenizer.vocab_size:
+        raise InputError(
+            f"{adapter} has a row for token {max(ids)}, the tokenizer only {tokenizer.vocab_size} tokens; put the "
+            "tokenizer that the adapter was trained with into its folder"
+        )
+    merge(llm.model, "adapter")
 
 
 def _check_place(out: Path, as_gguf: bool) -> None:

@@ -19,9 +19,12 @@ from twofold.model.gguf_config import describe_gguf
 from twofold.model.lora import LoraConfig, attach
 from twofold.model.peft_io import save_adapter
 from twofold.model.qwen3 import Qwen3
+from twofold.model.vocab import add_tokens, train_new_rows
 from twofold.model.weights import save_weights
 from twofold.recipes.models import find_model
 from twofold.recipes.pretrain import save_model
+from twofold.text.chat import Renderer
+from twofold.text.policy import ChatPolicy
 from twofold.text.tokenizer import Tokenizer
 
 TEXTS = ["sum mod 10: E1 B5 user assistant 0123456789 /think /no_think"] * 4
@@ -47,6 +50,13 @@ def run(*arguments: object, code: int = 0) -> str:
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result.output
+
+
+def copied(folder: Path, to: Path, *without: str) -> Path:
+    shutil.copytree(folder, to)
+    for name in without:
+        (to / name).unlink()
+    return to
 
 
 def test_inspect_says_what_a_checkpoint_is(folder: Path) -> None:
@@ -88,6 +98,58 @@ def test_export_merges_an_adapter(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(LLM(tmp_path / "merged").score([[5, 6, 7, 8]])[0], want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def words(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter with rows for two new tokens, its tokenizer beside it, and the base with room for them."""
+    base = copied(folder, tmp_path_factory.mktemp("words") / "base")
+    llm = LLM(base)
+    size = llm.tokenizer.vocab_size
+    add_tokens(llm.model, size, 2)
+    save_weights(llm.model, base)
+    train_new_rows(llm.model, size, 2)
+    attach(llm.model, "new", LoraConfig(r=2, targets=("q_proj",)))
+    save_adapter(llm.model, "new", base.parent / "adapter")
+    Renderer(llm.tokenizer.add_words(["<ask>", "<say>"]), ChatPolicy(family="thinking")).save(base.parent / "adapter")
+    return base.parent
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_an_adapter_brings_its_tokens_and_template(words: Path, tmp_path: Path, name: str) -> None:
+    if name.endswith(".gguf"):
+        pytest.importorskip("gguf")
+    run("export", words / "base", tmp_path / name, "--type", "f32", "--adapter", words / "adapter")
+    llm = LLM(tmp_path / name)
+    assert llm.tokenizer.vocab_size == LLM(words / "base").tokenizer.vocab_size + 2
+    assert len(llm.tokenizer.encode_with_special("<ask>")) == 1 and llm.renderer.policy.family == "thinking"
+
+
+def test_an_adapter_brings_a_template_of_no_family(words: Path, tmp_path: Path) -> None:
+    adapter = copied(words / "adapter", tmp_path / "adapter", "chat_policy.json")
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    run("export", words / "base", tmp_path / "out", "--type", "f32", "--adapter", adapter)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
+    assert not LLM(tmp_path / "out").has_renderer
+
+
+def test_rows_of_tokens_that_no_tokenizer_knows_are_refused(words: Path, tmp_path: Path) -> None:
+    bare = copied(words / "adapter", tmp_path / "bare", "tokenizer.json")
+    shown = run("export", words / "base", tmp_path / "out", "--type", "f32", "--adapter", bare, code=1)
+    assert "has a row for token" in shown and "put the tokenizer" in shown
+
+
+def test_an_adapter_of_another_base_needs_a_flag(folder: Path, tmp_path: Path) -> None:
+    llm = LLM(folder)
+    attach(llm.model, "new", LoraConfig(r=2, targets=("q_proj",)))
+    save_adapter(llm.model, "new", tmp_path / "adapter")
+    sibling, other = copied(folder, tmp_path / "sibling"), LLM(folder)
+    with torch.no_grad():
+        other.model.model.layers[0].self_attn.qkv_proj.weight.add_(1)
+    save_weights(other.model, sibling)
+    options = ("--type", "f32", "--adapter", tmp_path / "adapter")
+    assert "add --any-base" in run("export", sibling, tmp_path / "out", *options, code=1)
+    run("export", sibling, tmp_path / "out", *options, "--any-base")
+
+
 def test_export_refuses(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("mine")
@@ -120,13 +182,6 @@ def test_data_view_on_the_terminal_and_as_a_page(folder: Path, tmp_path: Path) -
     assert "<html" in page.read_text() and "assistant" in page.read_text()
     file.write_text("{broken\n")
     assert "error:" in run("data", "view", file, "--model", folder, code=1)
-
-
-def copied(folder: Path, to: Path, *without: str) -> Path:
-    shutil.copytree(folder, to)
-    for name in without:
-        (to / name).unlink()
-    return to
 
 
 def left(folder: Path) -> list[str]:
