@@ -56,6 +56,7 @@ def configurations(draw: st.DrawFn, family: str) -> dict[str, Any]:
         scaling |= {"factor": 4.0, "original_max_position_embeddings": NATIVE}
     if scaling["rope_type"] == "yarn":
         scaling |= {"beta_fast": draw(st.sampled_from([32.0, 3.0]))}
+        scaling |= draw(st.sampled_from([{}, {"mscale": 1.0, "mscale_all_dim": 0.6}, {"mscale": 0.7}]))
     if scaling["rope_type"] == "llama3":
         scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     values["rope_parameters"] = scaling

@@ -41,6 +41,7 @@ _QWEN3_OFF: dict[str, Any] = {"qkv_bias": False, "use_qk_norm": True}
 # Keys of rope_scaling by its type, besides rope_type and rope_theta.
 _SCALED = ("factor", "original_max_position_embeddings")
 _NUMBERS = {"yarn": ("beta_fast", "beta_slow", "attention_factor"), "llama3": ("low_freq_factor", "high_freq_factor")}
+_MSCALE = ("mscale", "mscale_all_dim")  # YaRN's attention factor in DeepSeek's words
 _HARMLESS = (("truncate", True), ("partial_rotary_factor", 1.0))
 _HINTS = {
     "head_dim": "rows of q_proj divided by num_attention_heads; hidden_size / num_attention_heads is wrong for Qwen3",
@@ -207,9 +208,13 @@ def _context(values: Mapping[str, Any], rope: Mapping[str, Any], origin: str) ->
     if kind not in ("default", *_NUMBERS):
         raise InputError(f"{origin}: rope_type = {kind!r} is not supported; this model knows default, yarn and llama3")
     known = ("rope_type", "rope_theta") + (_SCALED + _NUMBERS[kind] if kind in _NUMBERS else ())
+    known += _MSCALE if kind == "yarn" else ()
     for key, value in rope.items():
         if key not in known and (key, value) not in _HARMLESS:
-            raise InputError(f"{origin}: {key} = {value!r} of rope_type {kind!r} is not supported; delete it")
+            raise InputError(
+                f"{origin}: {key} = {value!r} of rope_type {kind!r} is not supported, and without it the model may "
+                "compute something else; give a checkpoint that does not use it"
+            )
     chunks = _object(values, "dual_chunk_attention_config", origin)
     if chunks and kind != "default":
         raise InputError(f"{origin}: both rope_type {kind!r} and dual_chunk_attention_config; delete one of them")
@@ -224,7 +229,21 @@ def _context(values: Mapping[str, Any], rope: Mapping[str, Any], origin: str) ->
     numbers = {key: rope[key] for key in _NUMBERS[kind] if key in rope}
     if kind == "llama3":
         numbers = {key: _required(rope, key, origin) for key in _NUMBERS[kind]}
-    return {"method": kind, **_lengths(rope, origin), **numbers, **_own(values, ("static",), origin)}
+    lengths = _lengths(rope, origin)
+    if kind == "yarn" and "attention_factor" not in numbers:
+        numbers |= _attention_factor(rope, origin)
+    return {"method": kind, **lengths, **numbers, **_own(values, ("static",), origin)}
+
+
+def _attention_factor(rope: Mapping[str, Any], origin: str) -> dict[str, float]:
+    """What mscale and mscale_all_dim say together; transformers ignores one without the other, and 0."""
+    scales = [rope.get(key) or 0 for key in _MSCALE]
+    if not all(isinstance(scale, int | float) and 0 <= scale < math.inf for scale in scales):
+        raise InputError(f"{origin}: mscale and mscale_all_dim must be numbers >= 0, got {scales[0]!r}, {scales[1]!r}")
+    if not all(scales):
+        return {}
+    over, under = (0.1 * scale * math.log(rope["factor"]) + 1 for scale in scales)
+    return {"attention_factor": over / under}
 
 
 def _chunks(chunks: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,8 @@ def test_head_dim_is_defined_for_qwen2_and_llama(family: str, make_config: MakeC
         ({"hidden_size": "wide"}, "hidden_size: .*got 'wide'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear' is not supported"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "original_max_position_embeddings is missing"),
-        ({"rope_scaling": YARN | {"mscale": 0.7}}, "mscale = 0.7 of rope_type 'yarn' is not supported"),
-        ({"rope_scaling": YARN | {"truncate": False}}, "truncate"),
+        ({"rope_scaling": YARN | {"mscale": "a", "mscale_all_dim": 1.0}}, "must be numbers >= 0, got 'a', 1.0"),
+        ({"rope_scaling": YARN | {"truncate": False}}, "truncate = False .* compute something else; give a checkpoint"),
         ({"rope_scaling": YARN | {"factor": 3.7}}, r"factor 3.7 times 32 is no whole number of tokens; try 118/32"),
         ({"rope_scaling": YARN | {"factor": "4"}}, "do not fit"),
         ({"rope_scaling": YARN | {"rope_type": "llama3"}}, "low_freq_factor is missing"),
@@ -182,6 +183,22 @@ def test_both_spellings_of_rope(make_config: MakeConfig) -> None:
     assert config_from_hf(four, "here") == make_config(context=yarn)
     five = values | {"rope_parameters": YARN | {"rope_theta": 1e4, "truncate": True}}
     assert config_from_hf(five, "here") == make_config(context=yarn)
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        ({"mscale": 0.5, "mscale_all_dim": 2}, (0.05 * math.log(4) + 1) / (0.2 * math.log(4) + 1)),
+        ({"mscale": 0.5, "mscale_all_dim": 2, "attention_factor": 1.5}, 1.5),
+        ({"mscale": 0.5}, None),
+        ({"mscale": 0.5, "mscale_all_dim": 0}, None),
+    ],
+)
+def test_mscale_is_an_attention_factor(keys: dict[str, float], factor: float | None, make_config: MakeConfig) -> None:
+    """As transformers reads it (tests/parity/test_families.py)."""
+    context = config_from_hf(values_of(make_config()) | {"rope_scaling": YARN | keys}, "here").context
+    assert context is not None and context.attention_factor == factor
 
 
 def test_windows_in_both_spellings(make_config: MakeConfig) -> None:
