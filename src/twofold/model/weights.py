@@ -10,13 +10,12 @@ Shape legend: N query heads, K key/value heads, H head dimension, E experts, I e
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -325,7 +324,7 @@ def check_device(device: torch.device | str) -> torch.device:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     count = 0 if accelerator is None else torch.accelerator.device_count()
     found = ["cpu", *(f"{accelerator}:{number}" for number in range(count))]
-    with contextlib.suppress(RuntimeError):  # it may be no name of a device at all
+    with suppress(RuntimeError):  # it may be no name of a device at all
         named = torch.device(device)
         place = "cpu" if named.type == "cpu" else f"{named.type}:{named.index or 0}"
         if place in found:
