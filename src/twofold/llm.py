@@ -27,6 +27,7 @@ from twofold.engine.grammar import Grammars
 from twofold.model.config import ModelConfig
 from twofold.model.gguf_read import open_gguf
 from twofold.model.hf_config import read_generation_config
+from twofold.model.inspect import tokenizer_warnings
 from twofold.model.quantised import load_quantised
 from twofold.model.weights import TensorSource, build, check_device, open_folder, resolve_dtype
 from twofold.text.chat import Renderer
@@ -123,10 +124,7 @@ class LLM:
             self.model.set_attention_dtype(torch.float64)
         if self.model.config.context is not None:
             logger.info("%s: %s", self.path, self.model.config.context.describe())
-        if self.tokenizer.vocab_size > self.model.config.vocab_size:
-            sizes = f"{self.tokenizer.vocab_size} tokens, the model rows for {self.model.config.vocab_size}"
-            logger.warning("%s: the tokenizer has %s; a text with one of the others is refused", self.path, sizes)
-        for warning in config_warnings(self._generation):
+        for warning in (*tokenizer_warnings(self.tokenizer, self.model.config), *config_warnings(self._generation)):
             logger.warning("%s: %s", self.path, warning)
         eos = self._generation.get("eos_token_id") or self.tokenizer.eos_ids
         ends = (eos,) if isinstance(eos, int) else tuple(eos)

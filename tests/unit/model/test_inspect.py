@@ -159,7 +159,7 @@ def test_showing_and_refusing(make_model: Make) -> None:
     for options in ({"context": 0}, {"batch": 0}):
         with pytest.raises(InputError, match="must be >= 1"):
             describe(checkpoint, **options)
-    with pytest.raises(InputError, match="'int4' is unknown"):
+    with pytest.raises(InputError, match="'int4' is none to compute in"):
         describe(checkpoint, dtype="int4")
 
 
