@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from twofold.base.files import write_text
+from twofold.base.gguf_file import is_gguf
 from twofold.base.records import InputError
 from twofold.data.corpus import pydoc_topic_documents, python_stdlib_documents
 from twofold.eval.quality import Quality, compare, windows_of
@@ -54,7 +55,7 @@ def inspect(model: Path, context: int | None, batch: int, dtype: str, console: C
 
 
 def _read(path: Path) -> Checkpoint:
-    return _read_gguf(path) if path.suffix == ".gguf" else read_folder(path)
+    return _read_gguf(path) if is_gguf(path) else read_folder(path)
 
 
 def _read_gguf(path: Path) -> Checkpoint:
@@ -88,7 +89,7 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
         InputError: an unknown type, an ``out`` that exists already or cannot be written, weights that do not fit the
             type, or an adapter that does not fit the model or has tokens that no tokenizer knows.
     """
-    as_gguf = out.suffix == ".gguf"
+    as_gguf = is_gguf(out)
     known = KINDS if as_gguf else tuple(TYPES)
     if kind not in known:
         hint = "; q8_0 and q4_0 need an OUT that ends in .gguf" if kind in KINDS else ""
@@ -104,8 +105,9 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
     notes: list[str] = []
     try:
         if as_gguf:
-            name = path.resolve().name.removesuffix(".gguf")
-            notes = save_gguf(llm.model, tokenizer, out, kind, template, name)
+            kept = save_gguf(llm.model, tokenizer, out, kind, template, _name(path))
+            if kept:
+                notes.append(f"{len(kept)} tensors are F16: their rows are no multiple of 32, which {kind} needs")
         else:
             with _whole_folder(out) as folder:
                 save_folder(llm, path, template, folder, kind, tokenizer)
@@ -220,6 +222,12 @@ def _check_place(out: Path, as_gguf: bool) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = "may not be written to" if place.is_dir() else "is no folder"
         raise InputError(f"{out} cannot be written: {place} {why}; choose another place")
+
+
+def _name(path: Path) -> str:
+    """What a file made from this checkpoint calls itself; a folder's name may have dots in it."""
+    whole = path.resolve()
+    return whole.stem if is_gguf(whole) else whole.name
 
 
 def _unwritable(out: Path, error: OSError) -> InputError:

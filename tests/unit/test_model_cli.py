@@ -313,6 +313,24 @@ def test_a_place_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest
         find_model(tmp_path / "x")
 
 
+def test_names_of_files_are_taken_as_they_are(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    assert "is neither a model folder nor a .gguf file" in run("inspect", weights, code=1)
+    pytest.importorskip("gguf")
+    run("export", folder, tmp_path / "B.GGUF", "--type", "f32")
+    assert "(GGUF file)" in run("inspect", tmp_path / "B.GGUF")
+
+
+def test_tensors_kept_as_f16_are_counted(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    odd, llm = copied(folder, tmp_path / "odd"), LLM(folder)
+    model = Qwen3(llm.model.config.model_copy(update={"intermediate_size": 40}))
+    model.init_weights(1)
+    save_weights(model, odd)
+    shown = run("export", odd, tmp_path / "odd.gguf", "--type", "q8_0")
+    assert "1 tensors are F16: their rows are no multiple of 32, which q8_0 needs" in shown and "blk" not in shown
+
+
 def test_quality_compares_packed_weights_with_fp32(folder: Path, tmp_path: Path) -> None:
     shown = run("quality", folder, "--length", 40, "--windows", 3)
     assert "int8 against fp32, 120 tokens in 3 windows" in shown and "same likeliest token" in shown

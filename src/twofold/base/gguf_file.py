@@ -104,6 +104,11 @@ class _Cursor:
         return list(self.numbers(_SCALARS[kind], count))
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path's ending says that it is a GGUF file, in any case."""
+    return path.suffix.lower() == ".gguf"
+
+
 def read_gguf(path: Path) -> GGUFFile:
     """Read the header; no tensor data.
 

@@ -50,6 +50,8 @@ class GGUFSource:
         InputError: the gguf package is missing, or a tensor is unknown or of a type that cannot be read.
     """
 
+    remedy = "convert the model again with a recent llama.cpp, or load its Hugging Face folder"
+
     def __init__(self, file: GGUFFile, head_dim: int) -> None:
         require_package(file.path)
         self.file, self.origin = file, str(file.path)
@@ -68,6 +70,9 @@ class GGUFSource:
             for expert in range(experts):
                 offset = info.offset + expert * (info.bytes // experts)
                 self.places[name.format(expert)] = _Place(info, offset, shape, 0)
+
+    def called(self, name: str) -> str:
+        return repr(self.places[name].info.name) if name in self.places else f"for {name!r} (Hugging Face's name)"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: place.shape for name, place in self.places.items()}

@@ -89,8 +89,8 @@ def check_dtypes(path: Path, entries: Mapping[str, Entry]) -> None:
     for name, entry in entries.items():
         if entry.dtype not in DTYPES:
             raise InputError(
-                f"{path}: tensor {name!r} is stored as {entry.dtype}; quantised or integer weights cannot be loaded, "
-                f"give the original checkpoint ({', '.join(sorted(DTYPES))})"
+                f"{path}: tensor {name!r} is stored as {entry.dtype}; only {', '.join(sorted(DTYPES))} can be loaded, "
+                "give the original checkpoint"
             )
 
 

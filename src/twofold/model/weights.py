@@ -44,20 +44,33 @@ _DERIVED = ".rotary_emb.inv_freq"
 
 
 class TensorSource(Protocol):
-    """Where weights come from. ``origin`` begins error messages.
+    """Where weights come from. ``origin`` begins error messages, ``remedy`` says what to do where tensors do not fit.
 
+    called: a tensor in the words of the file, given Hugging Face's name.
     shapes: every tensor under Hugging Face's on-disk name, in the order in which reading is cheapest.
     read_into: fills ``out``, contiguous and of the tensor's shape, converting to its type and device.
     """
 
     origin: str
+    remedy: str
+
+    def called(self, name: str) -> str: ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def read_into(self, name: str, out: torch.Tensor) -> None: ...  # called from several threads
 
 
-class DictSource:
+class _HuggingFace:
+    """What sources under Hugging Face's own names have in common."""
+
+    remedy = f"use the {CONFIG} that belongs to these weights"
+
+    def called(self, name: str) -> str:
+        return repr(name)
+
+
+class DictSource(_HuggingFace):
     """Tensors that are already in memory, under Hugging Face's names."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
@@ -70,7 +83,7 @@ class DictSource:
         out.copy_(self.tensors[name])
 
 
-class FolderSource:
+class FolderSource(_HuggingFace):
     """The safetensors of a Hugging Face folder: one file, or shards with an index.
 
     Opening reads headers only. ``entries`` has, for every tensor, its file and its place in it.
@@ -180,19 +193,19 @@ def match(model: Qwen3, source: TensorSource) -> dict[str, torch.Tensor]:
         targets |= _targets(model.config, shapes, name, tensor)
     for name, part in targets.items():
         if name not in shapes:
-            raise InputError(f"{source.origin}: tensor {name!r} is missing; the checkpoint is incomplete")
+            raise InputError(f"{source.origin}: tensor {source.called(name)} is missing; the checkpoint is incomplete")
         if shapes[name] != tuple(part.shape):
             raise InputError(
-                f"{source.origin}: tensor {name!r} has shape {shapes[name]}, the configuration implies "
-                f"{tuple(part.shape)}; use the {CONFIG} that belongs to these weights"
+                f"{source.origin}: tensor {source.called(name)} has shape {shapes[name]}, the configuration implies "
+                f"{tuple(part.shape)}; {source.remedy}"
             )
     left = sorted(name for name in shapes.keys() - targets.keys() if not name.endswith(_DERIVED))
     if model.config.tie_word_embeddings and "lm_head.weight" in left:
         left.remove("lm_head.weight")
     if left:
         raise InputError(
-            f"{source.origin}: unexpected tensor {left[0]!r} ({len(left)} in all); the configuration describes a "
-            f"model without it, use the {CONFIG} that belongs to these weights"
+            f"{source.origin}: unexpected tensor {source.called(left[0])} ({len(left)} in all); the configuration "
+            f"describes a model without it, {source.remedy}"
         )
     return targets
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from twofold.base.gguf_file import is_gguf
 from twofold.base.records import InputError
 
 MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start", "sft")  # of runs, the latest first
@@ -11,7 +12,7 @@ MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start", "sft")  # of runs, t
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is a model folder or a .gguf file."""
-    return (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
+    return (path / "config.json").is_file() or (is_gguf(path) and path.is_file())
 
 
 def find_model(folder: Path) -> Path:
@@ -25,6 +26,10 @@ def find_model(folder: Path) -> Path:
             return folder
     except OSError as error:  # a folder that may not be looked into
         raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
+    if folder.is_file():
+        raise InputError(
+            f"{folder} is neither a model folder nor a .gguf file; of weights, give the folder they lie in"
+        )
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; give a model or run folder, or make one: twofold run tiny")
     for stage in MODEL_STAGES:

@@ -22,6 +22,7 @@ import torch
 
 import twofold
 from twofold.base.files import read_json, write_jsonl
+from twofold.base.gguf_file import is_gguf
 from twofold.base.malloc import wanted_environment
 from twofold.base.records import InputError
 from twofold.model.config import ModelConfig
@@ -242,4 +243,4 @@ def sample_rows(path: Path, out: Path, most: int, broken: str) -> tuple[int, int
 
 def checkpoint_config(path: Path) -> ModelConfig:
     """Of a model folder or a GGUF file."""
-    return describe_gguf(path).config if path.suffix == ".gguf" else read_config(path)
+    return describe_gguf(path).config if is_gguf(path) else read_config(path)

@@ -306,7 +306,10 @@ def test_models_that_are_not_ours_are_named(tokenizer: Tokenizer, tmp_path: Path
     fails("one of 3 parts; join them", {"split.count": 3})
     fails("general.alignment is 0", {"general.alignment": 0})
     fails(r"'blk\.0\.ssm_in\.weight' has no place in a qwen3 model", blk__0__ffn_up__weight="blk.0.ssm_in.weight")
-    fails(r"'model\.layers\.1\.mlp\.up_proj\.weight' is missing", blk__1__ffn_up__weight=None)
+    fails(
+        r"for 'model\.layers\.1\.mlp\.up_proj\.weight' \(Hugging Face's name\) is missing", blk__1__ffn_up__weight=None
+    )
+    fails(r"unexpected tensor 'blk\.1\..*; .*, convert the model again", {"qwen3.block_count": 1})
     fails("'token_embd.weight' is missing", token_embd__weight=None)
     fails("num_attention_heads .4. must be a multiple", {"qwen3.attention.head_count_kv": 3})
 
