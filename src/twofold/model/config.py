@@ -12,6 +12,9 @@ from pydantic import model_validator
 
 from twofold.base.config import Config
 
+LARGEST = 2**31  # of any size; what is beyond it, or makes a model of more parameters than _MOST_PARAMETERS, is damage
+_MOST_PARAMETERS = 10**15
+
 
 class Context(Config):
     """How positions beyond the native length are coded. ``native`` and ``target`` are tokens, their ratio the factor.
@@ -41,6 +44,8 @@ class Context(Config):
     def _check(self) -> Context:
         if not 0 < self.native <= self.target:
             raise ValueError(f"context needs 0 < native <= target, got {self.native} and {self.target}")
+        if self.target > LARGEST:
+            raise ValueError(f"context.target must be <= {LARGEST}, got {self.target}")
         if self.method == "dca" and not 0 < self.chunk_len <= self.dca_chunk_size <= self.native:
             raise ValueError(
                 f"dca needs 0 <= local_window < chunk_size <= native, got {self.dca_chunk_size - self.chunk_len}, "
@@ -129,6 +134,9 @@ class ModelConfig(Config):
             raise ValueError(f"{small[0]} must be >= 1, got {getattr(self, small[0])}")
         if self.num_hidden_layers > _MOST or self.num_experts > _MOST:  # a damaged number: building would not end
             raise ValueError(f"num_hidden_layers and num_experts must be <= {_MOST}")
+        large = [name for name in (*_SIZES, "moe_intermediate_size") if getattr(self, name) > LARGEST]
+        if large:
+            raise ValueError(f"{large[0]} must be <= {LARGEST}, got {getattr(self, large[0])}")
         if not (1 < self.rope_theta < math.inf and 0 <= self.rms_norm_eps < math.inf):
             raise ValueError(
                 f"rope_theta must be above 1 and rms_norm_eps >= 0, got {self.rope_theta} and {self.rms_norm_eps}"
@@ -150,6 +158,8 @@ class ModelConfig(Config):
             raise ValueError("sliding_window and context.method 'dca' exclude each other: leave one of them out")
         if self.decoder_sparse_step < 1:
             raise ValueError(f"decoder_sparse_step must be >= 1, got {self.decoder_sparse_step}")
+        if self.num_parameters() > _MOST_PARAMETERS:
+            raise ValueError(f"these sizes make {self.num_parameters():.1e} parameters; one of them is wrong")
         return self
 
     @property

@@ -78,12 +78,13 @@ def describe_gguf(path: Path) -> GGUFDescription:
     """
     file = read_gguf(path)
     tensors = [(info.name, info.type, info.bytes) for info in file.tensors.values()]
+    template = file.metadata.get("tokenizer.chat_template")
     return GGUFDescription(
         architecture(file),
         str(file.metadata.get("general.name", path.stem)),
         config_from_gguf(file),
         tensors,
-        file.metadata.get("tokenizer.chat_template"),
+        template if isinstance(template, str) else None,
     )
 
 
@@ -187,10 +188,13 @@ class _Keys:
                 f"{self.file.path}: {self.arch}.{key} is missing, and llama.cpp's default may not be the "
                 "model's value; convert the model again with a recent llama.cpp"
             )
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            what = "differs between layers" if isinstance(value, list) else f"= {value!r} is no number"
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            what = "differs between layers" if isinstance(value, list) else f"= {value!r} is no finite number"
             raise InputError(f"{self.file.path}: {self.arch}.{key} {what}, which is not supported")
         return value
+
+    def optional(self, key: str) -> float | None:
+        return None if self.get(key) is None else self.number(key)
 
     def count(self, key: str) -> int:
         value = self.number(key)
@@ -222,12 +226,12 @@ def _context(keys: _Keys, theta: float, head_dim: int) -> Context | None:
     native, factor = keys.count("rope.scaling.original_context_length"), keys.number("rope.scaling.factor")
     values: dict[str, Any] = {"native": native, "target": round(native * factor)}
     for field in ("beta_fast", "beta_slow"):
-        if (given := keys.get(f"rope.scaling.yarn_{field}")) is not None:
+        if (given := keys.optional(f"rope.scaling.yarn_{field}")) is not None:
             values[field] = given
     values["static"] = bool(keys.file.metadata.get(STATIC, False))
     context = Context(**values)
     # llama.cpp multiplies YaRN's own attention factor by this one.
-    own = keys.get("rope.scaling.attn_factor") or keys.get("rope.scaling.yarn_attn_factor") or 1.0
+    own = keys.optional("rope.scaling.attn_factor") or keys.optional("rope.scaling.yarn_attn_factor") or 1.0
     return (
         context if own == 1.0 else context.model_copy(update={"attention_factor": rope.attention_factor(context) * own})
     )

@@ -8,7 +8,6 @@ Face has no word for goes under ``twofold``. Not here: tensors (``weights.py``),
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 
 from twofold.base.files import read_json, write_json
 from twofold.base.records import InputError
-from twofold.model.config import ModelConfig
+from twofold.model.config import LARGEST, ModelConfig
 
 ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -78,13 +77,14 @@ def read_config(folder: Path) -> ModelConfig:
 def read_object(path: Path, absent: str) -> dict[str, Any]:
     """A JSON object; InputError with the words of ``absent`` where there is no file, or naming what is wrong."""
     try:
-        if not path.is_file():
-            raise InputError(absent)
-        values = read_json(path)
+        there = path.is_file()
+        values = read_json(path) if there else None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, numbers without end
         raise InputError(f"{path} is damaged: {error}; copy or download it again") from None
+    if not there:
+        raise InputError(absent)
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: it holds no JSON object; copy or download it again")
     return values
@@ -238,7 +238,7 @@ def _context(values: Mapping[str, Any], rope: Mapping[str, Any], origin: str) ->
 def _attention_factor(rope: Mapping[str, Any], origin: str) -> dict[str, float]:
     """What mscale and mscale_all_dim say together; transformers ignores one without the other, and 0."""
     scales = [rope.get(key) or 0 for key in _MSCALE]
-    if not all(isinstance(scale, int | float) and 0 <= scale < math.inf for scale in scales):
+    if not all(isinstance(scale, int | float) and 0 <= scale <= LARGEST for scale in scales):
         raise InputError(f"{origin}: mscale and mscale_all_dim must be numbers >= 0, got {scales[0]!r}, {scales[1]!r}")
     if not all(scales):
         return {}
@@ -269,7 +269,7 @@ def _own(values: Mapping[str, Any], keys: tuple[str, ...], origin: str) -> dict[
 def _lengths(rope: Mapping[str, Any], origin: str) -> dict[str, int]:
     """native and target, in tokens, from the original length and the factor."""
     native, factor = (_required(rope, key, origin) for key in ("original_max_position_embeddings", "factor"))
-    if not (isinstance(native, int) and isinstance(factor, int | float) and native > 0 and 1 <= factor < math.inf):
+    if not (isinstance(native, int) and isinstance(factor, int | float) and 0 < native <= LARGEST >= factor >= 1):
         raise InputError(f"{origin}: original_max_position_embeddings = {native!r} and factor = {factor!r} do not fit")
     target = round(native * factor)
     if target / native != factor:

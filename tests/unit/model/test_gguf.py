@@ -302,6 +302,13 @@ def test_models_that_are_not_ours_are_named(tokenizer: Tokenizer, tmp_path: Path
     yarn = {"qwen3.rope.scaling.type": "yarn", "qwen3.rope.scaling.original_context_length": 64}
     fails(r"rope\.scaling\.factor is missing", yarn)
     fails("0 < native <= target, got 64 and 32; the file", yarn | {"qwen3.rope.scaling.factor": 0.5})
+    for value in (float("inf"), float("nan")):
+        fails(rf"rope\.scaling\.factor = {value} is no finite number", yarn | {"qwen3.rope.scaling.factor": value})
+    fails("target must be <= 2147483648", yarn | {"qwen3.rope.scaling.factor": 1e30})
+    for key in ("attn_factor", "yarn_attn_factor", "yarn_beta_fast"):
+        changes = {"qwen3.rope.scaling.factor": 2.0, f"qwen3.rope.scaling.{key}": "x"}
+        fails(rf"rope\.scaling\.{key} = 'x' is no finite number", yarn | changes)
+    fails("hidden_size must be <= 2147483648", {"qwen3.embedding_length": 2**32 - 1})
     fails("experts of architecture 'qwen3' are not supported", {"qwen3.expert_count": 4})
     fails("one of 3 parts; join them", {"split.count": 3})
     fails("general.alignment is 0", {"general.alignment": 0})
@@ -312,6 +319,13 @@ def test_models_that_are_not_ours_are_named(tokenizer: Tokenizer, tmp_path: Path
     fails(r"unexpected tensor 'blk\.1\..*; .*, convert the model again", {"qwen3.block_count": 1})
     fails("'token_embd.weight' is missing", token_embd__weight=None)
     fails("num_attention_heads .4. must be a multiple", {"qwen3.attention.head_count_kv": 3})
+
+
+@pytest.mark.parametrize("template", [5, ["a"]])
+def test_a_template_that_is_no_text_is_none(tokenizer: Tokenizer, tmp_path: Path, template: Any) -> None:
+    gguf_write.save_gguf(make(tokenizer), tokenizer, tmp_path / "model.gguf", "f16", "", "x")
+    altered(tmp_path / "model.gguf", tmp_path / "odd.gguf", {"tokenizer.chat_template": template})
+    assert describe_gguf(tmp_path / "odd.gguf").chat_template is None
 
 
 def test_types_that_cannot_be_read_are_named_but_described(
