@@ -26,15 +26,16 @@ from twofold.engine.generation import config_warnings, sampling_defaults
 from twofold.engine.grammar import Grammars
 from twofold.model.config import ModelConfig
 from twofold.model.gguf_read import open_gguf
-from twofold.model.hf_config import read_generation_config
+from twofold.model.hf_config import config_values, read_generation_config
 from twofold.model.inspect import tokenizer_warnings
 from twofold.model.quantised import load_quantised
 from twofold.model.weights import TensorSource, build, check_device, open_folder, resolve_dtype
 from twofold.text.chat import Renderer
-from twofold.text.gguf_tokenizer import tokenizer_from_gguf
+from twofold.text.gguf_tokenizer import gguf_ends, tokenizer_from_gguf
 from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse
 from twofold.text.policy import ChatPolicy
 from twofold.text.retrieval import DEFAULT_TASK, embedding_ids, query_text, rerank_ids, yes_no_ids
+from twofold.text.roles import end_ids
 from twofold.text.stops import StopMatcher
 from twofold.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -111,11 +112,12 @@ class LLM:
         _check_path(self.path)
         kind, reason = resolve_dtype(dtype, check_device(device))
         logger.info("%s: computing in %s (%s)", self.path, kind, reason)
-        load = _read_gguf if self.path.suffix == ".gguf" else _read_folder
-        self.tokenizer, self._renderer, self._generation = load(self.path, policy)
+        one_file = self.path.suffix.lower() == ".gguf"
+        load = _read_gguf if one_file else _read_folder
+        self.tokenizer, self._renderer, self._generation, ends_said = load(self.path, policy)
         config: ModelConfig
         source: TensorSource
-        config, source = open_gguf(self.path) if self.path.suffix == ".gguf" else open_folder(self.path)
+        config, source = open_gguf(self.path) if one_file else open_folder(self.path)
         if quantize is None:
             self.model = build(config, source, kind, device)
         else:
@@ -126,8 +128,7 @@ class LLM:
             logger.info("%s: %s", self.path, self.model.config.context.describe())
         for warning in (*tokenizer_warnings(self.tokenizer, self.model.config), *config_warnings(self._generation)):
             logger.warning("%s: %s", self.path, warning)
-        eos = self._generation.get("eos_token_id") or self.tokenizer.eos_ids
-        ends = (eos,) if isinstance(eos, int) else tuple(eos)
+        ends = end_ids(ends_said, self.model.config.vocab_size) or self.tokenizer.eos_ids
         self.engine = Engine(
             self.model,
             ends,
@@ -194,8 +195,8 @@ class LLM:
         """Continue plain prompts, without a chat format; order is by prompt, then sample.
 
         Args:
-            prompts: texts (spellings of control tokens in them count as such) or lists of token ids (whole numbers;
-                arrays and tensors of one axis will do).
+            prompts: texts (spellings of control tokens in them count as such, and a model that has a token to begin
+                texts with gets it) or lists of token ids, taken as they are: whole numbers, also in an array or tensor.
             params: None takes the checkpoint's defaults.
 
         Raises:
@@ -203,7 +204,7 @@ class LLM:
                 token that the model does not have, or a prompt as long as the model's context.
         """
         _check_list(prompts, "prompts")
-        lists = [self.tokenizer.encode_with_special(p) if isinstance(p, str) else _whole_numbers(p) for p in prompts]
+        lists = [self.tokenizer.encode_prompt(p) if isinstance(p, str) else _whole_numbers(p) for p in prompts]
         requests = [self.request(ids, {} if params is None else params) for ids in lists]
         return self._complete(requests, lambda request: _TextWatch(self.tokenizer, request.params.stop))
 
@@ -446,26 +447,24 @@ def _cut(completion: Completion, index: int, sample: int, length: int | None) ->
     return replace(own, finish_reason="stop", **{name: getattr(own, name)[:length] for name in names})
 
 
-# What ends a reply in a GGUF file: the end of text, of a turn, of a message before a tool runs. Files made from base
-# models name only the first, so the tokenizer's own end tokens count as well, as in llama.cpp.
-_GGUF_ENDS = ("eos", "eot", "eom")
-_Read = tuple[Tokenizer, Renderer | InputError, dict[str, Any]]
+# Tokenizer, renderer, generation_config.json, and what the files say about end tokens, as (where, value).
+_Read = tuple[Tokenizer, Renderer | InputError, dict[str, Any], list[tuple[str, Any]]]
 
 
 def _read_folder(folder: Path, policy: ChatPolicy | None) -> _Read:
     tokenizer = Tokenizer.from_folder(folder)
     renderer = _or_error(lambda: Renderer.from_pretrained(folder, policy))
-    return tokenizer, renderer, read_generation_config(folder)
+    generation = read_generation_config(folder)
+    files = {"generation_config.json": generation, "config.json": config_values(folder)}
+    said = [(f"{folder / name}: eos_token_id", values.get("eos_token_id")) for name, values in files.items()]
+    return tokenizer, renderer, generation, said
 
 
 def _read_gguf(path: Path, policy: ChatPolicy | None) -> _Read:
     metadata = read_metadata(path)
     tokenizer = tokenizer_from_gguf(metadata, str(path))
-    template = metadata.get("tokenizer.chat_template")
-    renderer = _or_error(lambda: Renderer.from_parts(tokenizer, template, policy))
-    named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _GGUF_ENDS]
-    ends = [*named, *(tokenizer.control_id(token) for token in ("<|im_end|>", "<|endoftext|>"))]
-    return tokenizer, renderer, {"eos_token_id": list(dict.fromkeys(end for end in ends if end is not None))}
+    renderer = _or_error(lambda: Renderer.from_parts(tokenizer, metadata.get("tokenizer.chat_template"), policy))
+    return tokenizer, renderer, {}, [(str(path), list(gguf_ends(metadata, tokenizer, str(path))))]
 
 
 def _or_error(make: Callable[[], Renderer]) -> Renderer | InputError:

@@ -105,7 +105,7 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
     notes: list[str] = []
     try:
         if as_gguf:
-            kept = save_gguf(llm.model, tokenizer, out, kind, template, _name(path))
+            kept = save_gguf(llm.model, tokenizer, out, kind, template, _name(path), llm.engine.eos_ids)
             if kept:
                 notes.append(f"{len(kept)} tensors are F16: their rows are no multiple of 32, which {kind} needs")
         else:

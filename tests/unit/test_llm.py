@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import processors
 
 import twofold
 from twofold.base.gguf_file import read_metadata
@@ -20,7 +23,9 @@ from twofold.model.gguf_write import save_gguf
 from twofold.model.hf_config import write_generation_config
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import save_weights
+from twofold.recipes.folder import save_folder
 from twofold.recipes.pretrain import save_model
+from twofold.serve.prepare import token_lists
 from twofold.text.chat import ChatPolicy
 from twofold.text.tokenizer import Tokenizer
 
@@ -303,6 +308,46 @@ def test_more_than_one_end_token_of_a_gguf_file(
     more = {"tokenizer.ggml.eos_token_id": text, "tokenizer.ggml.eot_token_id": 9, "tokenizer.ggml.eom_token_id": 11}
     monkeypatch.setattr("twofold.llm.read_metadata", lambda path: {**read_metadata(path), **more})
     assert LLM(path).engine.eos_ids == (text, 9, 11, end)
+
+
+@pytest.mark.parametrize("value", ["x", ["x"], 1.5, True, [99999], -1, {"a": 1}])
+def test_end_tokens_that_are_none(folder: Path, tmp_path: Path, value: object) -> None:
+    for name in ("generation_config.json", "config.json"):
+        odd = shutil.copytree(folder, tmp_path / name[:3])
+        (odd / "generation_config.json").unlink()
+        values = json.loads((odd / name).read_text()) if name == "config.json" else {}
+        (odd / name).write_text(json.dumps(values | {"eos_token_id": value}))
+        with pytest.raises(InputError, match=rf"{name}: eos_token_id names .*, which is no token; give whole numbers"):
+            LLM(odd)
+
+
+def test_end_tokens_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    """generation_config.json, then config.json, then the tokenizer; null and [] say nothing."""
+    place = shutil.copytree(folder, tmp_path / "a")
+    usual = LLM(folder).tokenizer.eos_ids
+    (place / "generation_config.json").write_text('{"eos_token_id": []}')
+    assert LLM(place).engine.eos_ids == usual
+    values = json.loads((place / "config.json").read_text()) | {"eos_token_id": [65, 66]}
+    (place / "config.json").write_text(json.dumps(values))
+    llm = LLM(place)
+    assert llm.engine.eos_ids == (65, 66)
+    save_folder(llm, place, None, tmp_path / "b", "f32")
+    assert json.loads((tmp_path / "b" / "generation_config.json").read_text()) == {"eos_token_id": [65, 66]}
+    (place / "generation_config.json").write_text('{"eos_token_id": 67}')
+    assert LLM(place).engine.eos_ids == (67,)
+
+
+def test_texts_begin_with_the_token_that_the_tokenizer_puts_there(folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "a")
+    backend, bos = tokenizers.Tokenizer.from_file(str(place / "tokenizer.json")), LLM(folder).tokenizer.endoftext
+    named = [("<|endoftext|>", bos)]
+    backend.post_processor = processors.TemplateProcessing(["<|endoftext|>", "$A"], special_tokens=named)
+    backend.save(str(place / "tokenizer.json"))
+    llm = LLM(place)
+    want = llm.generate([[bos, *llm.tokenizer.encode("sum 48")]], GREEDY)
+    assert llm.generate(["sum 48"], GREEDY) == want != LLM(folder).generate(["sum 48"], GREEDY)
+    assert token_lists(llm, "sum 48") == [[bos, *llm.tokenizer.encode("sum 48")]]
+    assert llm.renderer.prompt_ids(ASK)[0] == llm.tokenizer.im_start
 
 
 def test_keys_without_effect_are_warned_about(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -268,6 +268,16 @@ def test_export_says_where_replies_end(folder: Path, tmp_path: Path) -> None:
     run("export", tmp_path / "a.gguf", tmp_path / "back", "--type", "f32")
     eos = json.loads((tmp_path / "back" / "generation_config.json").read_text())["eos_token_id"]
     assert LLM(tmp_path / "a.gguf").tokenizer.im_end in eos
+    config = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
+    assert (config["eos_token"], config["bos_token"], config["model_max_length"]) == ("<|im_end|>", None, 160)
+
+
+def test_export_keeps_end_tokens_that_are_not_the_tokenizer_s(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    odd = copied(folder, tmp_path / "odd")
+    (odd / "generation_config.json").write_text('{"eos_token_id": [70, 71]}')
+    run("export", odd, tmp_path / "a.gguf", "--type", "f32")
+    assert LLM(tmp_path / "a.gguf").engine.eos_ids == (70, 71)
 
 
 def test_export_refuses_values_beyond_f16(folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Keys that the engine honours become sampling parameters; keys about ids and files say nothing about sampling; every
 other key is named in a warning, so that none is dropped silently. Not here: the file itself (``model/hf_config.py``),
-and end tokens (``llm.py``). Imports no torch.
+and end tokens (``text/roles.py``). Imports no torch.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,20 @@ class _Tensor:
 
 
 def save_gguf(
-    model: Qwen3, tokenizer: Tokenizer, path: Path, kind: str, chat_template: str | None, name: str
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    path: Path,
+    kind: str,
+    chat_template: str | None,
+    name: str,
+    ends: Sequence[int] | None = None,
 ) -> list[str]:
     """Write a model, its tokenizer and its chat template as one GGUF file; ``path`` is whole or untouched.
 
     Args:
         model: of any float type, any device. kind: f32, f16, bf16, q8_0 or q4_0. chat_template: None for a model
-            without. name: shown by other programs.
+            without. name: shown by other programs. ends: the tokens that end a reply; None for those that the tokenizer
+            knows.
 
     Returns:
         The tensors kept as F16 in a quantised kind because their rows are no multiple of 32.
@@ -94,7 +101,7 @@ def save_gguf(
     config = model.config
     arch = ARCHITECTURES[model_type(config)]
     _refuse(config, path)
-    vocabulary = gguf_vocabulary(tokenizer, config.vocab_size)
+    vocabulary = gguf_vocabulary(tokenizer, config.vocab_size, ends)
     tensors = _tensors(model, arch, kind)
     with atomic_path(path) as temporary:
         writer = gguf.GGUFWriter(temporary, arch)

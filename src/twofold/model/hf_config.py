@@ -70,8 +70,12 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         InputError: no such folder or file, damaged JSON, or what ``config_from_hf`` refuses.
     """
-    path = folder / "config.json"
-    return config_from_hf(read_object(path, f"{folder} is not a model folder: it has no config.json"), str(path))
+    return config_from_hf(config_values(folder), str(folder / "config.json"))
+
+
+def config_values(folder: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face folder as it stands; InputError where it is missing or damaged."""
+    return read_object(folder / "config.json", f"{folder} is not a model folder: it has no config.json")
 
 
 def read_object(path: Path, absent: str) -> dict[str, Any]:

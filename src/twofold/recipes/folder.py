@@ -27,7 +27,7 @@ def save_folder(
 ) -> None:
     """Write all files of a Hugging Face folder; the model in memory takes the type that is written.
 
-    Its generation_config.json is ``origin``'s and says where replies end, whatever ``origin`` says.
+    Its generation_config.json is ``origin``'s, with the end tokens that ``llm`` stops at wherever they were named.
 
     Args:
         origin: the checkpoint that ``llm`` was loaded from. template: its chat template, as it is written where no
@@ -42,7 +42,7 @@ def save_folder(
         if dtype == torch.float16 and not float(tensor.abs().max()) <= torch.finfo(dtype).max:
             raise InputError(f"{origin}: tensor {name!r} has values that f16 cannot hold; use --type bf16 or f32")
     save_weights(llm.model.to(dtype), folder)
-    tokenizer = tokenizer or llm.tokenizer
+    tokenizer = (tokenizer or llm.tokenizer).completed(llm.engine.eos_ids[0], llm.model.config.longest)
     if llm.has_renderer:
         Renderer(tokenizer, llm.renderer.policy).save(folder)
     else:
@@ -50,4 +50,4 @@ def save_folder(
         if template is None:
             (folder / "chat_template.jinja").unlink()
     own: Mapping[str, Any] = read_generation_config(origin) if origin.is_dir() else {}
-    write_generation_config(folder, {"eos_token_id": list(llm.engine.eos_ids)} | dict(own))
+    write_generation_config(folder, dict(own) | {"eos_token_id": list(llm.engine.eos_ids)})

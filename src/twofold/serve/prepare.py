@@ -137,7 +137,7 @@ def token_lists(llm: LLM, given: str | Sequence[Any]) -> list[list[int]]:
         given = [given]
     if given and all(isinstance(item, int) for item in given):
         return [list(given)]
-    lists = [llm.tokenizer.encode_with_special(item) if isinstance(item, str) else list(item) for item in given]
+    lists = [llm.tokenizer.encode_prompt(item) if isinstance(item, str) else list(item) for item in given]
     if not lists or not all(lists):
         raise bad_request("there is an empty prompt; give at least one token", "prompt")
     return lists

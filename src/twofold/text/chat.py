@@ -103,7 +103,7 @@ class Renderer:
                 "the checkpoint has no chat template; choose a family: policy=ChatPolicy(family=...) with one of "
                 f"{', '.join(FAMILIES)}"
             )
-        return cls(tokenizer, policy or recognise(template or ""))
+        return cls(tokenizer, policy or recognise(template or "", tokenizer.bos))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, policy: ChatPolicy | None = None) -> Renderer:

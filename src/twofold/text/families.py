@@ -66,14 +66,18 @@ _PROBES = (
 )
 
 
-def recognise(template: str) -> ChatPolicy:
+def recognise(template: str, bos: str | None = None) -> ChatPolicy:
     """The policy under which our renderer writes what the template renders.
+
+    Args:
+        template: its text. bos: the token that templates know as ``bos_token``; no family of ours writes one.
 
     Raises:
         InputError: the template cannot be read, or is none of our families; says how to choose one by hand.
     """
     compiled = compile_template(template)
-    wanted = {probe.name: _render(compiled, probe) for probe in _PROBES}
+    tokens = {} if bos is None else {"bos_token": bos}
+    wanted = {probe.name: _render(compiled, probe, tokens) for probe in _PROBES}
     default = _default_system(wanted["a user turn"])
     nearest, fewest, where = "", len(_PROBES) + 1, ""
     for policy in _candidates(default):
@@ -129,9 +133,9 @@ def _default_system(text: str | None) -> str | None:
     return text[len(head) : text.index(tail)]
 
 
-def _render(compiled: Template, probe: _Probe) -> str | None:
+def _render(compiled: Template, probe: _Probe, tokens: dict[str, str]) -> str | None:
     """What the template makes of a probe; None if it refuses it."""
-    flags = {"add_generation_prompt": False, **(probe.flags or {})}
+    flags = {"add_generation_prompt": False, **tokens, **(probe.flags or {})}
     try:
         return compiled(messages=probe.rows, tools=[_TOOL] if probe.tools else None, **flags)
     except Exception:  # whatever a foreign template trips over: it does not render this conversation

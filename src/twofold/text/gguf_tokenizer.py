@@ -9,17 +9,24 @@ of tokenizer (SentencePiece), and the chat template.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
 
 from twofold.base.records import InputError
+from twofold.text.roles import Roles, token_ids
 from twofold.text.tokenizer import PRETOKENIZE_REGEX, Tokenizer
 
 # Kinds of token. UNUSED rows only pad the embedding and are no tokens.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+_KEY = "tokenizer.ggml."
+# What ends a reply: the end of text, of a turn, of a message before a tool runs. Files made from base models name only
+# the first, so what a tokenizer calls by these names counts as well, as in llama.cpp.
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_KNOWN_ENDS = ("<|im_end|>", "<|endoftext|>")
+_OWN_ENDS = "twofold.end_token_ids"  # all of them and no other, where the above would say something else
 _MODEL = "gpt2"  # llama.cpp's word for a byte-level BPE
 _GPT2_REGEX = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -77,15 +84,50 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer:
             token: i for i, token in added.items()
         }  # not simply after the others: they need their ids spelled out
     special = {i: kinds[i] == CONTROL for i in added}
-    backend = _backend(_specification(split, vocab, merges, {i: (added[i], special[i]) for i in added}), origin)
+    roles, begins = _roles(metadata, origin, split.ignore_merges)
+    specification = _specification(split, vocab, merges, {i: (added[i], special[i]) for i in added})
+    if begins is not None:
+        specification["post_processor"] = _begin(begins, tokens[begins])
+    backend = _backend(specification, origin)
     for i, token in enumerate(tokens):
         if kinds[i] != UNUSED and backend.token_to_id(token) != i:
             raise InputError(f"{origin}: token {token!r} stands twice in the vocabulary; convert the model again")
-    return Tokenizer(backend)
+    return Tokenizer(backend, roles)
+
+
+def gguf_ends(metadata: Mapping[str, Any], tokenizer: Tokenizer, origin: str) -> tuple[int, ...]:
+    """The tokens that end a reply, as a file's metadata and its tokenizer say; empty if neither does.
+
+    Raises:
+        InputError: a key that names no token of the file.
+    """
+    rows = len(_required(metadata, "tokens", origin))
+    if own := token_ids(metadata.get(_OWN_ENDS), rows, f"{origin}: {_OWN_ENDS}"):
+        return own
+    named = [i for key in _ENDS for i in token_ids(metadata.get(_KEY + key), rows, f"{origin}: {_KEY}{key}")]
+    known = [i for token in _KNOWN_ENDS if (i := tokenizer.control_id(token)) is not None]
+    return tuple(dict.fromkeys([*named, *known]))
+
+
+def _roles(metadata: Mapping[str, Any], origin: str, usual: bool) -> tuple[Roles, int | None]:
+    """Roles of the tokens, and the token that begins texts. usual: llama.cpp adds a BOS unless the file forbids it."""
+    tokens = _required(metadata, "tokens", origin)
+    ids = {}
+    for role, key in (("bos", "bos_token_id"), ("pad", "padding_token_id")):
+        for i in token_ids(metadata.get(_KEY + key), len(tokens), f"{origin}: {_KEY}{key}"):
+            ids[role] = i
+    adds = metadata.get(_KEY + "add_bos_token", usual and "bos" in ids)
+    if not isinstance(adds, bool):
+        raise InputError(f"{origin}: {_KEY}add_bos_token must be true or false, got {adds!r:.60}")
+    if adds and "bos" not in ids:
+        raise InputError(f"{origin}: add_bos_token is true but bos_token_id is missing; convert the model again")
+    if not adds and ids.get("bos") == ids.get("pad"):
+        ids.pop("bos", None)  # Qwen has none; files name the padding so that readers need not guess
+    return Roles(**{role: tokens[i] for role, i in ids.items()}), ids["bos"] if adds else None
 
 
 def _required(metadata: Mapping[str, Any], key: str, origin: str) -> Any:
-    value = metadata.get(f"tokenizer.ggml.{key}")
+    value = metadata.get(_KEY + key)
     if value is None:
         raise InputError(
             f"{origin}: tokenizer.ggml.{key} is missing; convert the model again with a recent llama.cpp, "
@@ -129,6 +171,17 @@ def _specification(
     }
 
 
+def _begin(bos: int, token: str) -> dict[str, Any]:
+    """The post-processor of a tokenizer.json that puts a BOS before every text."""
+    first, second = (
+        [{"SpecialToken": {"id": token, "type_id": kind}}, {"Sequence": {"id": text, "type_id": kind}}]
+        for kind, text in enumerate("AB")
+    )
+    named = {token: {"id": token, "ids": [bos], "tokens": [token]}}
+    template = {"type": "TemplateProcessing", "single": first, "pair": [*first, *second], "special_tokens": named}
+    return {"type": "Sequence", "processors": [_BYTE_LEVEL, template]}
+
+
 def _backend(specification: dict[str, Any], origin: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(specification))
@@ -138,15 +191,19 @@ def _backend(specification: dict[str, Any], origin: str) -> tokenizers.Tokenizer
         ) from None
 
 
-def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
-    """The ``tokenizer.ggml.*`` metadata of a tokenizer, for an embedding of ``rows`` rows.
+def gguf_vocabulary(tokenizer: Tokenizer, rows: int, ends: Sequence[int] | None = None) -> dict[str, Any]:
+    """The metadata of a tokenizer, ``tokenizer.ggml.*`` and where needed our own, for an embedding of ``rows`` rows.
 
-    Ids without a token become ``[PAD{id}]`` of kind UNUSED. ``<|im_end|>`` ends a turn and ``<|endoftext|>`` pads,
-    where the tokenizer has them.
+    Ids without a token become ``[PAD{id}]`` of kind UNUSED. ``<|endoftext|>`` pads where nothing else is named.
+
+    Args:
+        ends: the tokens that end a reply; None for those that the tokenizer knows.
 
     Raises:
-        InputError: the embedding has too few rows, or llama.cpp has no name for the way the tokenizer splits text.
+        InputError: the embedding has too few rows, llama.cpp has no name for the way the tokenizer splits text or no
+            place for so many end tokens, or there is none.
     """
+    ends = tuple(ends or tokenizer.eos_ids)
     specification = json.loads(tokenizer.to_json())
     if tokenizer.vocab_size > rows:
         raise InputError(
@@ -164,13 +221,24 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
         "tokens": tokens,
         "token_type": kinds,
         "merges": [m if isinstance(m, str) else " ".join(m) for m in specification["model"]["merges"]],
-        "add_bos_token": False,
+        "add_bos_token": tokenizer.bos_id is not None,
+        **_role_keys(tokenizer, ends),
     }
-    end, pad = (tokenizer.control_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
-    for key, i in (("bos_token_id", pad), ("eos_token_id", end if end is not None else pad), ("padding_token_id", pad)):
-        if i is not None:
-            values[key] = i
-    return {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    metadata = {_KEY + key: value for key, value in values.items()}
+    return metadata if gguf_ends(metadata, tokenizer, "") == ends else metadata | {_OWN_ENDS: list(ends)}
+
+
+def _role_keys(tokenizer: Tokenizer, ends: tuple[int, ...]) -> dict[str, int]:
+    """Keys of single tokens. llama.cpp takes token 11 for a BOS or EOS that is not named."""
+    text = tokenizer.control_id("<|endoftext|>")
+    pad = next((i for i in (tokenizer.role_id("pad"), text) if i is not None), None)
+    bos = next((i for i in (tokenizer.bos_id, tokenizer.role_id("bos"), text) if i is not None), None)
+    known = [tokenizer.control_id(token) for token in _KNOWN_ENDS]
+    named = [ends[0], *(i for i in ends[1:] if i not in known)]
+    if len(named) > len(_ENDS):
+        raise InputError(f"llama.cpp has room for {len(_ENDS)} end tokens, this model has {len(named)}; name fewer")
+    keys = {"bos_token_id": bos, "padding_token_id": pad, **dict(zip(_ENDS, named, strict=False))}
+    return {key: i for key, i in keys.items() if i is not None}
 
 
 def _name_of(specification: dict[str, Any]) -> str:

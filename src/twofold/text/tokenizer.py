@@ -13,6 +13,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from twofold.base.files import write_json, write_text
 from twofold.base.records import InputError
 from twofold.text.messages import check_unicode
 from twofold.text.ranks import merges_of, read_ranks
+from twofold.text.roles import Roles, beginning, read_roles
 
 PRETOKENIZE_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -70,14 +72,20 @@ _TIKTOKEN_FILE = "qwen.tiktoken"
 class Tokenizer:
     """Text <-> token ids. Ids of control tokens come from the tokenizer's own table, never from a constant."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a ``tokenizers`` tokenizer; raises InputError unless it is a byte-level BPE."""
+    def __init__(self, backend: tokenizers.Tokenizer, roles: Roles | None = None) -> None:
+        """Wrap a ``tokenizers`` tokenizer and what stands beside it.
+
+        Raises:
+            InputError: it is no byte-level BPE, or begins texts with more than one token.
+        """
         if not isinstance(backend.model, models.BPE) or not isinstance(backend.decoder, decoders.ByteLevel):
             raise InputError("only byte-level BPE tokenizers (the GPT-2 / Qwen kind) are supported")
         backend.no_truncation()
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
         self._full = backend
+        self._roles = roles or Roles()
+        self.bos_id = beginning(backend)
         self._plain = _without_added_tokens(backend)
         self._special = {i: bool(token.special) for i, token in added.items()}
         self._words = _words(backend)
@@ -148,7 +156,15 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:
             raise InputError(f"{path} is not a readable tokenizer.json ({error}); copy the file again") from None
-        return cls(backend)
+        return cls(backend, read_roles(Path(folder)))
+
+    def completed(self, eos_id: int, max_length: int) -> Tokenizer:
+        """This tokenizer with an end token and a longest text, where nothing beside its file says so."""
+        own = self._roles
+        return Tokenizer(
+            self._full,
+            replace(own, eos=own.eos or self._full.id_to_token(eos_id), max_length=own.max_length or max_length),
+        )
 
     def add_tokens(self, tokens: Sequence[str], special: bool = True) -> Tokenizer:
         """A tokenizer with further added tokens at the end of the vocabulary; this one stays as it is.
@@ -167,7 +183,7 @@ class Tokenizer:
                     f"{token!r} cannot be added: it is empty or an ordinary token; choose another spelling"
                 )
         backend.add_tokens(_added([(token, special) for token in tokens if token not in self._added]))
-        return Tokenizer(backend)
+        return Tokenizer(backend, self._roles)
 
     def add_words(self, words: Sequence[str]) -> Tokenizer:
         """A tokenizer with further words at the end of the vocabulary, in the order given; this one stays as it is.
@@ -190,7 +206,7 @@ class Tokenizer:
                 raise InputError(f"new token {word!r} contains the token {inside[0]!r}; choose another spelling")
         backend = tokenizers.Tokenizer.from_str(self._full.to_str())
         backend.add_tokens([AddedToken(word, normalized=True, special=False) for word in words])
-        return Tokenizer(backend)
+        return Tokenizer(backend, self._roles)
 
     def to_json(self) -> str:
         """The whole tokenizer as the text of a ``tokenizer.json``."""
@@ -240,6 +256,14 @@ class Tokenizer:
     def encode_with_special(self, text: str) -> list[int]:
         """Encode text written by the program itself: spellings of control tokens become those tokens."""
         return _encode(self._full, text).ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """``encode_with_special`` for a text from its beginning: ``bos_id`` comes first, if there is one.
+
+        A text that spells it at its beginning, as chat templates do, gets no second one.
+        """
+        ids = self.encode_with_special(text)
+        return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD.
@@ -322,16 +346,42 @@ class Tokenizer:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a turn: ``<|im_end|>``, then ``<|endoftext|>``."""
-        return (self.im_end, self.endoftext)
+        """Ids that end a turn: ``<|im_end|>``, then ``<|endoftext|>``; without both, the named end.
+
+        Raises:
+            InputError: no end is known.
+        """
+        usual = [i for token in ("<|im_end|>", "<|endoftext|>") if (i := self.control_id(token)) is not None]
+        named = self.role_id("eos")
+        if len(usual) < 2 and named is not None:
+            return (named,)
+        if not usual:
+            raise InputError(
+                "nothing says which token ends a reply; name it as eos_token_id in generation_config.json or, of a "
+                "GGUF file, as tokenizer.ggml.eos_token_id"
+            )
+        return tuple(usual)
+
+    @property
+    def bos(self) -> str | None:
+        """Spelling of the token that begins a text, also where only templates write it; None without one."""
+        return self._roles.bos if self.bos_id is None else self._full.id_to_token(self.bos_id)
+
+    def role_id(self, role: str) -> int | None:
+        """Id of the token that what stands beside the tokenizer names as its "bos", "eos" or "pad"; None without."""
+        named: str | None = getattr(self._roles, role)
+        return None if named is None else self._full.token_to_id(named)
 
     def _is_qwen(self) -> bool:
         own, qwen = self._full.pre_tokenizer, _qwen_backend(models.BPE()).pre_tokenizer
         return own is not None and own.__getstate__() == qwen.__getstate__()
 
     def _special_tokens_map(self) -> dict[str, Any]:
-        kept = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-        named = {role: token for role, token in kept.items() if token in self._added}
+        own = self._roles
+        usual = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+        named = {role: token for role, token in usual.items() if token in self._added}
+        said = {"bos_token": self.bos, "eos_token": own.eos, "pad_token": own.pad, "unk_token": own.unk}
+        named |= {role: token for role, token in said.items() if token is not None}
         further = [token for token, i in self._added.items() if self._special[i] and token != "<|endoftext|>"]
         return {**named, "additional_special_tokens": further}
 
@@ -342,13 +392,13 @@ class Tokenizer:
             for t, i in self._added.items()
         }
         return {
-            "add_bos_token": False,
+            "add_bos_token": self.bos_id is not None,
             "add_prefix_space": False,
             "added_tokens_decoder": decoder,
             "bos_token": None,
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
-            "model_max_length": _MODEL_MAX_LENGTH,
+            "model_max_length": self._roles.max_length or _MODEL_MAX_LENGTH,
             "split_special_tokens": False,
             # The library's Qwen2Tokenizer brings Qwen's own pre-tokenisation, whatever tokenizer.json says.
             "tokenizer_class": "Qwen2Tokenizer" if self._is_qwen() else "PreTrainedTokenizerFast",

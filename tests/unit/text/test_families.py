@@ -21,6 +21,14 @@ def test_chatml_and_its_default_system_turn() -> None:
     assert recognise(first + CHATML) == ChatPolicy(family="chatml", default_system="Be kind.")
 
 
+def test_a_template_that_writes_a_bos_is_none_of_ours() -> None:
+    """Leaving it out in silence would change every answer."""
+    for template, bos in ((CHATML, "<s>"), ("{{ bos_token }}" + CHATML, None)):
+        assert recognise(template, bos) == ChatPolicy(family="chatml")
+    with pytest.raises(InputError, match="nearest: chatml, differs at a user turn"):
+        recognise("{{ bos_token }}" + CHATML, "<s>")
+
+
 def test_training_marks_of_other_tools_are_read_over() -> None:
     marked = CHATML.replace("{{ '<|im_start|>' + m", "{% generation %}{{ '<|im_start|>' + m", 1)
     marked = marked.replace("{% endfor %}", "{% endgeneration %}{% endfor %}")

@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from twofold.base.gguf_file import read_metadata
 from twofold.base.records import InputError
 from twofold.text import gguf_tokenizer
 from twofold.text.chat import ChatPolicy, Renderer
-from twofold.text.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, gguf_vocabulary, tokenizer_from_gguf
+from twofold.text.gguf_tokenizer import (
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    gguf_ends,
+    gguf_vocabulary,
+    tokenizer_from_gguf,
+)
 from twofold.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -59,6 +67,47 @@ def test_metadata_is_what_llama_cpp_expects(tokenizer: Tokenizer) -> None:
     assert values["bos_token_id"] == values["padding_token_id"] == tokenizer.endoftext
     with pytest.raises(InputError, match=f"{size} tokens and the embedding {size - 1} rows; they are not a pair"):
         gguf_vocabulary(tokenizer, size - 1)
+
+
+def test_begin_and_end_tokens_come_back(tokenizer: Tokenizer) -> None:
+    """Ends that are not Qwen's, a BOS that begins every text, more ends than llama.cpp has keys for."""
+    text = tokenizer.to_json()
+    for ours, theirs in (("im_start", "begin_of_text"), ("endoftext", "end_of_text"), ("im_end", "eot_id")):
+        text = text.replace(f"<|{ours}|>", f"<|{theirs}|>")
+    backend, bos = tokenizers.Tokenizer.from_str(text), "<|begin_of_text|>"
+    begin, end, turn = (backend.token_to_id(f"<|{name}|>") for name in ("begin_of_text", "end_of_text", "eot_id"))
+    template = processors.TemplateProcessing([bos, "$A"], special_tokens=[(bos, begin)])
+    backend.post_processor = processors.Sequence([backend.post_processor, template])
+    llama = Tokenizer(backend)
+    metadata = gguf_vocabulary(llama, llama.vocab_size, [end, turn])
+    values = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if "token_id" in key}
+    assert values == {"bos_token_id": begin, "eos_token_id": end, "eot_token_id": turn}
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    back = tokenizer_from_gguf(metadata, "x")
+    assert gguf_ends(metadata, back, "x") == (end, turn)
+    assert back.bos_id == begin and back.encode_prompt("a") == llama.encode_prompt("a")
+    assert tokenizer_from_gguf(gguf_vocabulary(back, back.vocab_size, [end]), "x").digest == back.digest
+    assert gguf_vocabulary(back, llama.vocab_size, [end, turn]) == metadata
+    silent = metadata | {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": None}
+    del silent["tokenizer.ggml.add_bos_token"]
+    assert tokenizer_from_gguf(silent, "x").bos_id == begin  # what llama.cpp does unless told otherwise
+    with pytest.raises(InputError, match="add_bos_token is true but bos_token_id is missing"):
+        tokenizer_from_gguf({key: v for key, v in metadata.items() if "bos_token_id" not in key}, "x")
+    with pytest.raises(InputError, match="nothing says which token ends a reply"):
+        gguf_vocabulary(llama, llama.vocab_size)
+    with pytest.raises(InputError, match="room for 3 end tokens, this model has 4"):
+        gguf_vocabulary(llama, llama.vocab_size, [1, 2, 3, 4])
+
+
+def test_ends_of_a_tokenizer_that_has_qwen_s_tokens_too(tokenizer: Tokenizer) -> None:
+    """What Qwen's own end tokens would wrongly add is kept out by a key of ours; Qwen needs none."""
+    usual = gguf_vocabulary(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    assert usual == gguf_vocabulary(tokenizer, tokenizer.vocab_size) and not any("twofold" in key for key in usual)
+    assert "tokenizer.ggml.eot_token_id" not in usual
+    for ends in ([9], [tokenizer.endoftext], [7, 8, 9, tokenizer.im_end]):
+        metadata = gguf_vocabulary(tokenizer, tokenizer.vocab_size, ends)
+        assert metadata["tokenizer.ggml.eos_token_id"] == ends[0]
+        assert gguf_ends(metadata, tokenizer_from_gguf(metadata, "x"), "x") == tuple(ends)
 
 
 def test_added_tokens_anywhere_keep_their_ids(tokenizer: Tokenizer) -> None:
@@ -106,7 +155,7 @@ def test_the_library_s_own_spellings_of_a_split_are_recognised() -> None:
         backend = tokenizers.Tokenizer(models.BPE(vocab=alphabet, merges=[], ignore_merges=ignore_merges))
         backend.pre_tokenizer = pre_tokenizers.Sequence(list(parts))
         backend.decoder = decoders.ByteLevel()
-        return str(gguf_vocabulary(Tokenizer(backend), 256)["tokenizer.ggml.pre"])
+        return str(gguf_vocabulary(Tokenizer(backend), 256, [0])["tokenizer.ggml.pre"])
 
     assert named(pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)) == "smollm"
     assert named(pre_tokenizers.ByteLevel(add_prefix_space=False)) == "gpt-2"

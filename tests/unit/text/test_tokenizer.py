@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from twofold.base.records import InputError
 from twofold.text.chat import CHAT_TEMPLATE
@@ -124,6 +127,80 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert loaded.digest == tokenizer.digest
     for text in SAMPLES:
         assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def llama_like(tokenizer: Tokenizer, folder: Path, begins: bool = True, **said: object) -> Path:
+    """A folder as of Llama 3: a BOS that the post-processor writes, ends of other names, limits of its own."""
+    tokenizer.save(folder, "")
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    for ours, theirs in (("im_start", "begin_of_text"), ("endoftext", "end_of_text"), ("im_end", "eot_id")):
+        text = text.replace(f"<|{ours}|>", f"<|{theirs}|>")
+    backend, bos = tokenizers.Tokenizer.from_str(text), "<|begin_of_text|>"
+    if begins:
+        template = processors.TemplateProcessing([bos, "$A"], special_tokens=[(bos, tokenizer.im_start)])
+        backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": bos}}))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eot_id|>", "model_max_length": 8192}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | said))
+    return folder
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("said", [{}, {"add_bos_token": True}, {"add_bos_token": False}])
+def test_a_text_begins_as_transformers_begins_it(
+    begins: bool, said: dict[str, object], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    found = Tokenizer.from_folder(llama_like(tokenizer, tmp_path / "a", begins, **said))
+    assert found.bos_id == (tokenizer.im_start if begins else None)
+    ids = found.encode_prompt("the fox")
+    assert ids == [tokenizer.im_start] * begins + tokenizer.encode("the fox")
+    assert found.encode("the fox") == ids[begins:]
+    assert found.encode_prompt("<|begin_of_text|>the fox") == [tokenizer.im_start, *ids[begins:]]  # never twice
+    found.save(tmp_path / "b", "")
+    for folder in ("a", "b"):
+        auto = transformers.AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert auto("the fox").input_ids == ids
+        assert auto.eos_token == "<|eot_id|>" and auto.model_max_length == 8192
+    assert auto.bos_token == "<|begin_of_text|>"
+    assert Tokenizer.from_folder(tmp_path / "b").bos_id == found.bos_id
+    assert tokenizer.bos_id is None and tokenizer.encode_prompt("the fox") == tokenizer.encode("the fox")
+
+
+def test_a_text_that_would_begin_with_two_tokens_is_refused(tokenizer: Tokenizer) -> None:
+    backend = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    named = [(token, tokenizer.token_id(token)) for token in ("<|im_start|>", "<think>")]
+    backend.post_processor = processors.TemplateProcessing(["<|im_start|>", "<think>", "$A"], special_tokens=named)
+    with pytest.raises(InputError, match="begins texts with 2 tokens"):
+        Tokenizer(backend)
+
+
+def test_what_stands_beside_a_tokenizer_stays_with_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    found = Tokenizer.from_folder(llama_like(tokenizer, tmp_path / "a"))
+    found.add_words(["zyxx"]).add_tokens(["<x>"]).completed(0, 5).save(tmp_path / "b", "")
+    config = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
+    assert (config["bos_token"], config["eos_token"]) == ("<|begin_of_text|>", "<|eot_id|>")
+    assert (config["model_max_length"], config["add_bos_token"]) == (8192, True)
+    tokenizer.completed(tokenizer.endoftext, 77).save(tmp_path / "c", "")
+    config = json.loads((tmp_path / "c" / "tokenizer_config.json").read_text())
+    assert (config["eos_token"], config["model_max_length"]) == ("<|endoftext|>", 77)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "holds no JSON object"),
+        ("nul", "not a readable tokenizer_config.json"),
+        ('{"bos_token": 5}', "tokenizer_config.json: bos_token must be the spelling of a token, got 5"),
+        ('{"model_max_length": "x"}', "model_max_length must be a number of tokens, got 'x'"),
+    ],
+)
+def test_odd_values_beside_a_tokenizer(text: str, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path, "")
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_auto_tokenizer_agrees(tokenizer: Tokenizer, tmp_path: Path) -> None:

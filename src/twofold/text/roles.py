@@ -1,0 +1,106 @@
+"""What stands beside a tokenizer: which tokens begin a text, end a reply or pad, and how long a text may be.
+
+Hugging Face folders say it in tokenizer_config.json and special_tokens_map.json, for ends of replies also in
+generation_config.json and config.json. Every value is checked here, because files say strange things. Not here: the
+keys of GGUF files (``gguf_tokenizer.py``), what the tokens do to text (``tokenizer.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from twofold.base.files import read_json
+from twofold.base.records import InputError
+
+_NAMED = ("bos", "eos", "pad", "unk")
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Spellings of the tokens with a role, and the longest text in tokens; None where nothing is said."""
+
+    bos: str | None = None
+    eos: str | None = None
+    pad: str | None = None
+    unk: str | None = None
+    max_length: int | None = None
+
+
+def read_roles(folder: Path) -> Roles:
+    """What the files of a Hugging Face folder say; tokenizer_config.json counts more than special_tokens_map.json.
+
+    Raises:
+        InputError: a file is damaged, or a value is of the wrong kind.
+    """
+    roles: dict[str, Any] = {}
+    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        said = read_settings(path)
+        given: dict[str, Any] = {role: _spelling(said.get(f"{role}_token"), f"{path}: {role}_token") for role in _NAMED}
+        longest = said.get("model_max_length")
+        if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int | float) or longest < 1):
+            raise InputError(f"{path}: model_max_length must be a number of tokens, got {longest!r:.60}")
+        given["max_length"] = longest
+        roles |= {name: value for name, value in given.items() if value is not None}
+    return Roles(**roles)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file; InputError where it cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        values = read_json(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a readable {path.name} ({error}); copy the file again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a readable {path.name} (it holds no JSON object); copy the file again")
+    return values
+
+
+def end_ids(said: Iterable[tuple[str, Any]], rows: int) -> tuple[int, ...]:
+    """The tokens that end a reply, by the first of (where, value) that names any; empty if none does.
+
+    Raises:
+        InputError: a value is no id of a token, or no list of them.
+    """
+    return next((ids for where, value in said if (ids := token_ids(value, rows, where))), ())
+
+
+def token_ids(value: Any, rows: int, where: str) -> tuple[int, ...]:
+    """The id or ids that a value names, each once; empty for None. ``where`` begins the InputError for other values."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for i in ids:
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < rows:
+            raise InputError(f"{where} names {i!r:.60}, which is no token; give whole numbers from 0 to {rows - 1}")
+    return tuple(dict.fromkeys(ids))
+
+
+def beginning(backend: tokenizers.Tokenizer) -> int | None:
+    """The token that the post-processor puts before a text, the one place where transformers looks for it as well.
+
+    What it appends is left to those who know what the text is for.
+
+    Raises:
+        InputError: there are several.
+    """
+    encoding = backend.encode("a")
+    found = encoding.ids[: len(list(takewhile(bool, encoding.special_tokens_mask)))]
+    if len(found) > 1:
+        raise InputError(f"tokenizer.json begins texts with {len(found)} tokens; only one is supported")
+    return found[0] if found else None
+
+
+def _spelling(value: Any, where: str) -> str | None:
+    """A token as a string or, as transformers 4 writes it, as an object with its content."""
+    spelled = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(spelled, str) and value is not None:
+        raise InputError(f"{where} must be the spelling of a token, got {value!r:.60}")
+    return spelled or None
