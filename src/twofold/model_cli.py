@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -32,7 +33,8 @@ from twofold.model.inspect import Checkpoint, describe, read_folder, show, token
 from twofold.model.lora import merge
 from twofold.model.peft_io import CONFIG as ADAPTER
 from twofold.model.peft_io import load_adapter
-from twofold.model.weights import CONFIG, empty_model, match
+from twofold.model.safetensors_io import DTYPES
+from twofold.model.weights import CONFIG, NO_HEAD, empty_model, match
 from twofold.recipes.folder import TYPES, save_folder
 from twofold.recipes.models import find_model
 from twofold.text.chat import Renderer, folder_template
@@ -96,13 +98,18 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
         raise InputError(f"unknown type {kind!r}; use one of {', '.join(known)}{hint}")
     _check_place(out, as_gguf)
     path = find_model(model)
+    checkpoint = _read(path)
+    if checkpoint.problem is not None:
+        raise InputError(checkpoint.problem)
     own = _Text() if adapter is None else _text_of(adapter)
-    llm = LLM(path, dtype="float32" if as_gguf or adapter is not None else TYPES[kind], policy=own.policy)
+    llm = LLM(path, dtype=_memory_type(checkpoint, as_gguf, kind, adapter), policy=own.policy)
     tokenizer = own.tokenizer or llm.tokenizer
     if adapter is not None:
         _merge(llm, adapter, tokenizer, any_base)
-    template = own.template or _template(llm, path)
-    notes: list[str] = []
+    foreign = own.template if own.policy is None else None  # of no family, whatever the model's is
+    said = llm.renderer.chat_template if llm.has_renderer else own.template or checkpoint.chat_template
+    template = said if foreign is None else foreign
+    notes = [f"{path} has {NO_HEAD}; in {out} the embedding is the head"] if checkpoint.headless else []
     try:
         if as_gguf:
             kept = save_gguf(llm.model, tokenizer, out, kind, template, _name(path), llm.engine.eos_ids)
@@ -111,8 +118,8 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
         else:
             with _whole_folder(out) as folder:
                 save_folder(llm, path, template, folder, kind, tokenizer)
-                if own.template is not None and own.policy is None:  # of no family, whatever the model's is
-                    write_text(folder / "chat_template.jinja", own.template)
+                if foreign is not None:
+                    write_text(folder / "chat_template.jinja", foreign)
                     (folder / POLICY_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(out, error) from None
@@ -120,6 +127,16 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
         console.print(escape(note), style="yellow", highlight=False, soft_wrap=True)
     size = sum(f.stat().st_size for f in ([out] if as_gguf else out.iterdir()))
     console.print(escape(f"{out}: {size / 1e6:,.1f} MB"), style="bold", highlight=False, soft_wrap=True)
+
+
+def _memory_type(checkpoint: Checkpoint, as_gguf: bool, kind: str, adapter: Path | None) -> torch.dtype:
+    """What to hold the weights in: where all are stored in one type, a GGUF file is the same made from that or fp32."""
+    if adapter is not None:
+        return torch.float32
+    if not as_gguf:
+        return TYPES[kind]
+    stored = [DTYPES.get(name, torch.float32) for name in checkpoint.stored]
+    return stored[0] if len(stored) == 1 else torch.float32
 
 
 def quality(model: Path, quantize: str, text: Path | None, length: int, windows: int, console: Console) -> None:
@@ -252,10 +269,6 @@ def _whole_folder(out: Path) -> Iterator[Path]:
             temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _template(llm: LLM, path: Path) -> str | None:
-    return llm.renderer.chat_template if llm.has_renderer else _read(path).chat_template
 
 
 def view(file: Path, model: Path, html: Path | None, limit: int, console: Console) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from twofold import cli
@@ -20,7 +21,7 @@ from twofold.model.lora import LoraConfig, attach
 from twofold.model.peft_io import save_adapter
 from twofold.model.qwen3 import Qwen3
 from twofold.model.vocab import add_tokens, train_new_rows
-from twofold.model.weights import save_weights
+from twofold.model.weights import save_weights, to_hf
 from twofold.recipes.models import find_model
 from twofold.recipes.pretrain import save_model
 from twofold.text.chat import Renderer
@@ -260,6 +261,41 @@ def test_export_into_an_empty_folder_that_is_there(
     run("export", folder, tmp_path / "link", "--type", "f32")
     assert here.stat().st_ino == inode and left(here) == left(other) and (tmp_path / "link").is_symlink()
     assert LLM(Path("."))
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16", "q8_0"])
+def test_a_gguf_file_is_the_same_from_half_the_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A model in bf16 stays so in memory."""
+    pytest.importorskip("gguf")
+    (tmp_path / "a").mkdir()
+    half = copied(folder, tmp_path / "a" / "half")
+    save_weights(LLM(folder, dtype="bfloat16").model, half)
+    held = []
+
+    def load(path: Path, dtype: torch.dtype, **more: object) -> LLM:
+        held.append(dtype)
+        return LLM(path, dtype=dtype)
+
+    monkeypatch.setattr("twofold.model_cli.LLM", load)
+    run("export", half, tmp_path / "half.gguf", "--type", kind)
+    monkeypatch.setattr("twofold.model_cli.LLM", lambda path, **_: LLM(path, dtype="float32"))
+    run("export", half, tmp_path / "whole.gguf", "--type", kind)
+    assert held == [torch.bfloat16]
+    assert (tmp_path / "half.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_without_a_head_is_said_to_have_none(folder: Path, tmp_path: Path, tied: bool) -> None:
+    bare = copied(folder, tmp_path / "bare", "model.safetensors")
+    tensors = {name.removeprefix("model."): t.contiguous() for name, t in to_hf(LLM(folder).model).items()}
+    save_file(tensors, bare / "model.safetensors")
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+    shown = run("export", bare, tmp_path / "out", "--type", "f32")
+    assert "has no lm_head; it gives embeddings, but no text to rely on; in" in " ".join(shown.split())
+    assert "no lm_head" not in run("export", folder, tmp_path / "whole", "--type", "f32")
 
 
 def test_export_says_where_replies_end(folder: Path, tmp_path: Path) -> None:

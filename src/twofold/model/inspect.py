@@ -34,6 +34,7 @@ class Checkpoint:
 
     kind: the format in words. stored: type on disk -> (tensors, bytes). chat_template: its text, None without one.
     problem: why the checkpoint cannot be loaded, None if it can. warnings: what it cannot do although it loads.
+    headless: it has no head, nor a prefix before its names, as embedding models are kept.
     """
 
     origin: str
@@ -43,6 +44,7 @@ class Checkpoint:
     chat_template: str | None = None
     problem: str | None = None
     warnings: tuple[str, ...] = ()
+    headless: bool = False
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -54,16 +56,15 @@ def read_folder(folder: Path) -> Checkpoint:
     config = read_config(folder)
     stored: dict[str, tuple[int, int]] = {}
     template = problem = None
-    warnings: list[str] = []
+    headless, warnings = False, []
     try:
         source = FolderSource(folder)
         for _, entry in source.entries.values():
             count, size = stored.get(entry.dtype, (0, 0))
             stored[entry.dtype] = count + 1, size + entry.end - entry.begin
-        config = fitted(config, source)
+        headless, config = source.headless, fitted(config, source)
         match(empty_model(config, device="meta"), source)
-        warnings += [f"it has {NO_HEAD}"] if source.headless else []
-        warnings += tokenizer_warnings(Tokenizer.from_folder(folder), config)
+        warnings = tokenizer_warnings(Tokenizer.from_folder(folder), config)
         read_generation_config(folder)
     except InputError as error:
         problem = str(error)
@@ -71,7 +72,7 @@ def read_folder(folder: Path) -> Checkpoint:
         template = folder_template(folder)
     except InputError as error:  # it loads all the same, and cannot chat
         warnings.append(str(error))
-    return Checkpoint(str(folder), "Hugging Face folder", config, stored, template, problem, tuple(warnings))
+    return Checkpoint(str(folder), "Hugging Face folder", config, stored, template, problem, tuple(warnings), headless)
 
 
 def tokenizer_warnings(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
@@ -105,6 +106,7 @@ def describe(checkpoint: Checkpoint, context: int | None = None, batch: int = 1,
         rows.append(("on disk", f"{name}: {count:,} tensors, {gigabytes(size)}"))
     rows += [("context", line) for line in _context(config)]
     rows.append(("chat template", _template(checkpoint.chat_template)))
+    rows += [("warning", f"it has {NO_HEAD}")] if checkpoint.headless else []
     rows += [("warning", line) for line in checkpoint.warnings]
     if tokens > longest:
         rows.append(("warning", f"{tokens:,} tokens are more than the {longest:,} that the model is made for"))
