@@ -24,9 +24,9 @@ from twofold.engine.request import EngineOptions, EngineStats, Event, Sample
 from twofold.engine.runner import Runner
 from twofold.engine.sampling import Sampled, Sampler, ThinkTokens
 from twofold.engine.scheduler import Scheduler
+from twofold.engine.weights import Weights
 from twofold.model.attn_inputs import AttnInputs, integers
-from twofold.model.lora import LoraExperts, LoraLinear
-from twofold.model.qwen3 import Qwen3
+from twofold.model.qwen3 import Adapter, Qwen3
 from twofold.ops import loss as loss_ops
 
 __all__ = ["Engine", "EngineOptions", "EngineStats", "Event", "ThinkTokens"]
@@ -85,10 +85,11 @@ class Engine:
         self._scheduler = Scheduler(nothing, max_rows, self.options.step_tokens, self.options.mixed_tokens)
         self._stats = self._scheduler.stats
         self._runner: Runner | None = None
+        self._weights = Weights(model)
         self._replay = Replay(model, self.options.replay_after)
         self._sampler = self._new_sampler()
         self._free_slots: list[int] = []
-        self._adapter: str | None = None
+        self._adapter: Adapter | None = None
         self._requests = 0  # made so far; their ids
         self._open: dict[int, _Open] = {}
         self._loud = 0  # requests of which every event is wanted
@@ -295,7 +296,8 @@ class Engine:
     ) -> int:
         request_id, self._requests = self._requests, self._requests + 1
         extended = self.extends(request)
-        root = root_key(self.policy_version, self._adapter, extended, key)
+        adapter = None if self._adapter is None else self._adapter.name
+        root = root_key(self.policy_version, adapter, extended, key)
         self._open[request_id] = _Open(sink, request.params.n, quiet)
         self._loud += not quiet
         for number in range(request.params.n):
@@ -309,13 +311,15 @@ class Engine:
         """Have a cache of the right shape, on the model's device and in its type, and know the adapter in use."""
         if self.asleep:
             raise RuntimeError("the engine is asleep; call wake() first")
-        adapter = _active_adapter(self.model)
+        adapter = self.model.adapters.active
         if self._scheduler.running or self._scheduler.waiting:
-            if adapter != self._adapter:
+            if adapter is not self._adapter:
                 raise RuntimeError("another adapter was activated under running samples; finish or abort them first")
             return
         self._adapter = adapter
-        self._replay.refresh(adapter)
+        if self._weights.changed():
+            self._scheduler.blocks.flush()
+        self._replay.refresh(adapter is not None)
         if self._sampler.device != self.device:
             self._sampler, self._free_slots = self._new_sampler(), []
         token_bytes = self.model.config.kv_bytes_per_token(self.model.attention_dtype.itemsize)
@@ -490,8 +494,3 @@ class Engine:
 def _positions(request: Request) -> int:
     """Positions that a sample may take: the last token is never fed."""
     return len(request.prompt_ids) + request.params.max_tokens - 1
-
-
-def _active_adapter(model: Qwen3) -> str | None:
-    """Name of the adapter that takes part in the forward pass."""
-    return next((m.active for m in model.modules() if isinstance(m, LoraLinear | LoraExperts)), None)

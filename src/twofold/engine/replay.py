@@ -68,9 +68,9 @@ class Replay:
         self._made_of: tuple[object, ...] = ()
         self._usable = False
 
-    def refresh(self, adapter: str | None) -> None:
+    def refresh(self, adapted: bool) -> None:
         """Drop recordings of what the model no longer is; to be called before samples begin, not at every step."""
-        self._usable = self.after is not None and adapter is None and _recordable(self.model)
+        self._usable = self.after is not None and not adapted and _recordable(self.model)
         if not self._usable:
             return
         tensors = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]

@@ -25,7 +25,7 @@ from twofold.base.config import Config
 from twofold.base.records import InputError
 from twofold.model.config import ModelConfig
 from twofold.model.quantised import QuantExperts, plain, project, sites
-from twofold.model.qwen3 import Experts, Qwen3, SparseMLP
+from twofold.model.qwen3 import Adapter, Adapters, Experts, Qwen3, SparseMLP
 from twofold.model.vocab import freeze_base, thaw
 from twofold.model.weights import FUSED, split_sizes
 from twofold.ops.dispatch import by_expert
@@ -96,18 +96,21 @@ class Place:
 
 
 class _Adapted(nn.Module):
-    """A module and its adapters: ``adapters[name][part]`` is a LowRank. ``active`` names the one that takes part."""
+    """A module and its adapters: ``adapters[name][part]`` is a LowRank. ``carried`` says which one takes part."""
 
-    def __init__(self, base: nn.Module, places: Iterable[Place]) -> None:
+    def __init__(self, base: nn.Module, places: Iterable[Place], carried: Adapters) -> None:
         super().__init__()
-        self.base = base
+        self.base, self.carried = base, carried
         self.outputs = {place.part: place.outputs for place in places}
         self.adapters = nn.ModuleDict()
-        self.active: str | None = None
 
-    def factors(self, name: str | None) -> dict[str, LowRank]:
+    def active(self) -> dict[str, LowRank]:
+        """Factors of the adapter that takes part."""
+        return {} if self.carried.active is None else self.factors(self.carried.active.name)
+
+    def factors(self, name: str) -> dict[str, LowRank]:
         """Factors of adapter ``name`` by part; empty when it has none here."""
-        if name is None or name not in self.adapters:
+        if name not in self.adapters:
             return {}
         return {part: cast(LowRank, module) for part, module in cast(nn.ModuleDict, self.adapters[name]).items()}
 
@@ -117,7 +120,7 @@ class LoraLinear(_Adapted):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.base(x)
-        factors = self.factors(self.active)
+        factors = self.active()
         if not factors:
             return y
         pieces = [factors[p](x) if p in factors else x.new_zeros(*x.shape[:-1], n) for p, n in self.outputs.items()]
@@ -130,7 +133,7 @@ class LoraExperts(_Adapted):
     base: Experts | QuantExperts
 
     def forward(self, x_TD: torch.Tensor, weights_Tk: torch.Tensor, ids_Tk: torch.Tensor) -> torch.Tensor:
-        factors = self.factors(self.active)
+        factors = self.active()
         if not factors:
             return self.base(x_TD, weights_Tk, ids_Tk)
         split = {part: (f.lora_A.unbind(0), f.lora_B.unbind(0), f.scale) for part, f in factors.items()}
@@ -249,10 +252,13 @@ def install(model: Qwen3, name: str, chosen: dict[str, LowRank]) -> None:
             continue
         module = site.module
         if not isinstance(module, _Adapted):
-            module = (LoraExperts if site.attribute == "experts" else LoraLinear)(module, site.places.values())
+            module = (LoraExperts if site.attribute == "experts" else LoraLinear)(
+                module, site.places.values(), model.adapters
+            )
             site.replace(module)
         device = next(iter(module.base.state_dict().values())).device
         module.adapters[name] = nn.ModuleDict(here).to(device)
+    model.adapters.named[name] = Adapter(name)
     freeze_base(model)
 
 
@@ -266,17 +272,16 @@ def activate(model: Qwen3, name: str | None, train: bool = False) -> None:
         _require(model, name)
     if train and name is None:
         raise InputError("train=True needs the name of an adapter")
+    model.adapters.active = None if name is None else model.adapters.named[name]
     for site in adaptable(model):
         if isinstance(site.module, _Adapted):
-            site.module.active = name
             for other in site.module.adapters:
                 site.module.adapters[other].requires_grad_(train and other == name)
 
 
 def adapters(model: Qwen3) -> list[str]:
     """Names of the attached adapters."""
-    modules = [site.module for site in adaptable(model)]
-    return list(dict.fromkeys(name for module in modules if isinstance(module, _Adapted) for name in module.adapters))
+    return list(model.adapters.named)
 
 
 def adapter_factors(model: Qwen3, name: str) -> dict[str, LowRank]:
@@ -300,11 +305,13 @@ def detach(model: Qwen3, name: str) -> None:
         InputError: no such adapter.
     """
     _require(model, name)
+    if model.adapters.active is model.adapters.named[name]:
+        model.adapters.active = None
+    del model.adapters.named[name]
     for site in adaptable(model):
         module = site.module
         if isinstance(module, _Adapted) and name in module.adapters:
             del module.adapters[name]
-            module.active = None if module.active == name else module.active
             if not module.adapters:
                 site.replace(module.base)
     if not adapters(model):
@@ -331,6 +338,8 @@ def merge(model: Qwen3, name: str) -> None:
             if path in updates:
                 _add(getattr(base, place.weight).narrow(-2, place.start, place.outputs), updates[path])
         site.replace(base)
+    model.adapters.named.clear()
+    model.adapters.active = None
     thaw(model)
 
 

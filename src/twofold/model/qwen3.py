@@ -157,6 +157,21 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+@dataclass(eq=False)
+class Adapter:
+    """An adapter on a model, from its installation to its end; what it consists of is for ``lora.py``."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Adapters:
+    """The adapters on a model, and the one that takes part."""
+
+    named: dict[str, Adapter] = field(default_factory=dict)
+    active: Adapter | None = None
+
+
 class Qwen3(nn.Module):
     """A causal language model. Weights are uninitialised until ``init_weights`` or a checkpoint fills them."""
 
@@ -167,6 +182,7 @@ class Qwen3(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.packed_head: nn.Module | None = None  # takes the head's place in a quantised model
+        self.adapters = Adapters()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

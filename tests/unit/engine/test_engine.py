@@ -1,5 +1,6 @@
 """The engine against the plain forward pass: cached = uncached, batch mates do not matter, budgets hold."""
 
+import copy
 import importlib
 import itertools
 import math
@@ -10,6 +11,7 @@ import torch
 from twofold.base.records import InputError, Request, SamplingParams
 from twofold.engine.engine import Engine, EngineOptions
 from twofold.engine.sampling import ThinkTokens
+from twofold.model import lora
 from twofold.model.attn_inputs import AttnInputs, PagedKV, Rows, Span
 from twofold.model.config import Context, ModelConfig
 from twofold.model.qwen3 import Qwen3
@@ -365,6 +367,51 @@ def test_keys_keep_prefixes_apart(model):
         while runner.has_work:
             cached += [e.completion.cached_tokens for e in runner.step() if e.completion is not None]
     assert cached == [0, 0, 0, 32, 32]
+
+
+def replace_adapter(model):
+    lora.detach(model, "x")
+    attach(model, seed=2)
+
+
+def write_in_place(model):
+    with torch.no_grad():
+        next(model.model.layers[0].mlp.parameters()).mul_(-1)
+
+
+@pytest.mark.parametrize(
+    ("active", "change"),
+    [("x", replace_adapter), ("x", write_in_place), (None, lambda changed: lora.merge(changed, "x"))],
+)
+def test_nothing_computed_with_other_weights_is_used_again(model, active, change):
+    changed = copy.deepcopy(model)
+    attach(changed, seed=1)
+    lora.activate(changed, active)
+    runner, request = engine(changed), Request(tuple(range(3, 40)), SamplingParams(max_tokens=4, temperature=0))
+    assert [run(runner, request)[1][place].cached_tokens for place in ((0, 0), (1, 0))] == [0, 32]
+    change(changed)
+    after, fresh = run(runner, request)[1][2, 0], run(engine(changed), request)[1][0, 0]
+    assert after.cached_tokens == 0
+    assert (after.token_ids, after.logprobs) == (fresh.token_ids, fresh.logprobs)
+    assert run(runner, request)[1][3, 0].cached_tokens == 32
+
+
+def attach(model, seed, name="x"):
+    lora.attach(model, name, lora.LoraConfig(r=2, targets=("q_proj", "o_proj")), seed)
+    for factor in lora.adapter_factors(model, name).values():
+        torch.nn.init.normal_(factor.lora_B, std=0.3, generator=torch.Generator().manual_seed(seed))
+    model.requires_grad_(False)
+
+
+def test_switching_adapters_keeps_what_each_computed(model):
+    model, request = copy.deepcopy(model), Request(tuple(range(3, 40)), SamplingParams(max_tokens=2))
+    attach(model, 1, "x")
+    attach(model, 2, "y")
+    runner, cached = engine(model), []
+    for number, name in enumerate(("x", "y", None, "x", "y", None)):
+        lora.activate(model, name)
+        cached.append(run(runner, request)[1][number, 0].cached_tokens)
+    assert cached == [0, 0, 0, 32, 32, 32]
 
 
 def test_entropies_only_where_they_are_wanted(model):

@@ -139,6 +139,21 @@ def test_several_adapters_on_one_base_one_active_at_a_time(moe: bool, make_model
     assert list(model.state_dict()) == list(make_model(moe).state_dict())
 
 
+def test_a_detached_adapter_is_no_longer_active_anywhere(make_model: Make) -> None:
+    model = make_model()
+    lora.attach(model, "a", LoraConfig(r=2, targets=("down_proj",)))
+    fill(model, "a")
+    alone = logits(model)
+    lora.attach(model, "b", LoraConfig(r=2, targets=("q_proj",)))
+    assert model.adapters.active is model.adapters.named["b"]
+    lora.detach(model, "b")
+    assert model.adapters.active is None and lora.adapters(model) == ["a"]
+    lora.activate(model, "a")
+    close(logits(model), alone)
+    lora.merge(model, "a")
+    assert model.adapters.active is None and lora.adapters(model) == []
+
+
 def test_a_resumed_state_applies_the_adapter_once(make_model: Make) -> None:
     model = make_model()
     lora.attach(model, "a", LoraConfig(r=2))
