@@ -27,6 +27,7 @@ _KEY = "tokenizer.ggml."
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _KNOWN_ENDS = ("<|im_end|>", "<|endoftext|>")
 _OWN_ENDS = "twofold.end_token_ids"  # all of them and no other, where the above would say something else
+_OWN_WORDS = "twofold.word_token_ids"  # added words, which are data, among tokens that are structure
 _MODEL = "gpt2"  # llama.cpp's word for a byte-level BPE
 _GPT2_REGEX = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -83,9 +84,13 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer:
         vocab |= {
             token: i for i, token in added.items()
         }  # not simply after the others: they need their ids spelled out
-    special = {i: kinds[i] == CONTROL for i in added}
     roles, begins = _roles(metadata, origin, split.ignore_merges)
-    specification = _specification(split, vocab, merges, {i: (added[i], special[i]) for i in added})
+    words = token_ids(metadata.get(_OWN_WORDS), len(tokens), f"{origin}: {_OWN_WORDS}")
+    if any(kinds[i] != USER_DEFINED for i in words):
+        raise InputError(f"{origin}: {_OWN_WORDS} names a token that is not user-defined; convert the model again")
+    specification = _specification(
+        split, vocab, merges, {i: (token, kinds[i] == CONTROL, i in words) for i, token in added.items()}
+    )
     if begins is not None:
         specification["post_processor"] = _begin(begins, tokens[begins])
     backend = _backend(specification, origin)
@@ -137,10 +142,10 @@ def _required(metadata: Mapping[str, Any], key: str, origin: str) -> Any:
 
 
 def _specification(
-    split: _Split, vocab: dict[str, int], merges: list[list[str]], added: dict[int, tuple[str, bool]]
+    split: _Split, vocab: dict[str, int], merges: list[list[str]], added: dict[int, tuple[str, bool, bool]]
 ) -> dict[str, Any]:
-    """The contents of tokenizer.json. added: id -> (spelling, special)."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    """The contents of tokenizer.json. added: id -> (spelling, special, a word)."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
     cuts = [
         {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
         for regex in split.regexes
@@ -150,7 +155,8 @@ def _specification(
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, **flags, "special": special} for i, (token, special) in sorted(added.items())
+            {"id": i, "content": token, **flags, "normalized": word, "special": special}
+            for i, (token, special, word) in sorted(added.items())
         ],
         "normalizer": {"type": "NFC"} if split.nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, _BYTE_LEVEL]},
@@ -225,6 +231,8 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int, ends: Sequence[int] | None 
         **_role_keys(tokenizer, ends),
     }
     metadata = {_KEY + key: value for key, value in values.items()}
+    if words := [i for i in tokenizer.structure if tokenizer.is_word(i)]:
+        metadata[_OWN_WORDS] = words
     return metadata if gguf_ends(metadata, tokenizer, "") == ends else metadata | {_OWN_ENDS: list(ends)}
 
 

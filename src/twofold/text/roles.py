@@ -7,7 +7,7 @@ keys of GGUF files (``gguf_tokenizer.py``), what the tokens do to text (``tokeni
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 
 import tokenizers
 
-from twofold.base.files import read_json
+from twofold.base.files import read_json, write_json
 from twofold.base.records import InputError
 
 _NAMED = ("bos", "eos", "pad", "unk")
+_USUAL = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+_MAX_LENGTH = 131072  # of Qwen3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,39 @@ def read_roles(folder: Path) -> Roles:
         given["max_length"] = longest
         roles |= {name: value for name, value in given.items() if value is not None}
     return Roles(**roles)
+
+
+def write_roles(
+    folder: Path, roles: Roles, added: Mapping[int, tokenizers.AddedToken], begins: bool, qwen: bool
+) -> None:
+    """Write the two files, so that ``AutoTokenizer`` finds what is known here.
+
+    Args:
+        roles: an end and a padding that are not named are Qwen's where they exist. added: the added tokens by id.
+            begins: texts begin with ``roles.bos``. qwen: text is split as Qwen does.
+    """
+    known = {token.content for token in added.values()}
+    named = {role: token for role, token in _USUAL.items() if token in known}
+    named |= {f"{role}_token": token for role in _NAMED if (token := getattr(roles, role)) is not None}
+    further = [t.content for _, t in sorted(added.items()) if t.special and t.content != "<|endoftext|>"]
+    special = {**named, "additional_special_tokens": further}
+    flags = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
+    config = {
+        "add_bos_token": begins,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {str(i): {flag: getattr(t, flag) for flag in flags} for i, t in sorted(added.items())},
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        "model_max_length": roles.max_length or _MAX_LENGTH,
+        "split_special_tokens": False,
+        # The library's Qwen2Tokenizer brings Qwen's own pre-tokenisation, whatever tokenizer.json says.
+        "tokenizer_class": "Qwen2Tokenizer" if qwen else "PreTrainedTokenizerFast",
+        "unk_token": None,
+        **special,
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", special)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

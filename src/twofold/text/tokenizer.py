@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -25,7 +24,7 @@ from twofold.base.files import write_json, write_text
 from twofold.base.records import InputError
 from twofold.text.messages import check_unicode
 from twofold.text.ranks import merges_of, read_ranks
-from twofold.text.roles import Roles, beginning, read_roles
+from twofold.text.roles import Roles, beginning, read_roles, write_roles
 
 PRETOKENIZE_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -63,7 +62,6 @@ ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
 )
 
 _BYTE_TOKENS = 256
-_MODEL_MAX_LENGTH = 131072
 # Decoding ignores these flags; with them the official file is met to the letter. The constructor does not take them.
 _OFFICIAL_DECODER = b'{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}'
 _TIKTOKEN_FILE = "qwen.tiktoken"
@@ -221,8 +219,8 @@ class Tokenizer:
         write_text(folder / "tokenizer.json", text)
         write_json(folder / "vocab.json", model["vocab"])
         write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(merge + "\n" for merge in merges))
-        write_json(folder / "tokenizer_config.json", self._hugging_face_config())
-        write_json(folder / "special_tokens_map.json", self._special_tokens_map())
+        roles = replace(self._roles, bos=self.bos)
+        write_roles(folder, roles, self._full.get_added_tokens_decoder(), self.bos_id is not None, self._is_qwen())
         write_text(folder / "chat_template.jinja", chat_template)
 
     @property
@@ -315,6 +313,10 @@ class Tokenizer:
         """True for tokens that ``decode(skip_special_tokens=True)`` drops."""
         return self._special.get(token_id, False)
 
+    def is_word(self, token_id: int) -> bool:
+        """True for added words, which are vocabulary and no structure."""
+        return token_id in self._words
+
     def control_id(self, token: str) -> int | None:
         """Id of an added token, None when this tokenizer has no such added token."""
         return self._added.get(token)
@@ -375,36 +377,6 @@ class Tokenizer:
     def _is_qwen(self) -> bool:
         own, qwen = self._full.pre_tokenizer, _qwen_backend(models.BPE()).pre_tokenizer
         return own is not None and own.__getstate__() == qwen.__getstate__()
-
-    def _special_tokens_map(self) -> dict[str, Any]:
-        own = self._roles
-        usual = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-        named = {role: token for role, token in usual.items() if token in self._added}
-        said = {"bos_token": self.bos, "eos_token": own.eos, "pad_token": own.pad, "unk_token": own.unk}
-        named |= {role: token for role, token in said.items() if token is not None}
-        further = [token for token, i in self._added.items() if self._special[i] and token != "<|endoftext|>"]
-        return {**named, "additional_special_tokens": further}
-
-    def _hugging_face_config(self) -> dict[str, Any]:
-        shape = {"lstrip": False, "rstrip": False, "single_word": False}
-        decoder = {
-            str(i): {"content": t, **shape, "normalized": i in self._words, "special": self._special[i]}
-            for t, i in self._added.items()
-        }
-        return {
-            "add_bos_token": self.bos_id is not None,
-            "add_prefix_space": False,
-            "added_tokens_decoder": decoder,
-            "bos_token": None,
-            "clean_up_tokenization_spaces": False,
-            "errors": "replace",
-            "model_max_length": self._roles.max_length or _MODEL_MAX_LENGTH,
-            "split_special_tokens": False,
-            # The library's Qwen2Tokenizer brings Qwen's own pre-tokenisation, whatever tokenizer.json says.
-            "tokenizer_class": "Qwen2Tokenizer" if self._is_qwen() else "PreTrainedTokenizerFast",
-            "unk_token": None,
-            **self._special_tokens_map(),
-        }
 
 
 class StreamDecoder:

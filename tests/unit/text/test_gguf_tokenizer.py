@@ -110,6 +110,19 @@ def test_ends_of_a_tokenizer_that_has_qwen_s_tokens_too(tokenizer: Tokenizer) ->
         assert gguf_ends(metadata, tokenizer_from_gguf(metadata, "x"), "x") == tuple(ends)
 
 
+def test_added_words_are_read_in_data_as_before(tokenizer: Tokenizer) -> None:
+    grown = tokenizer.add_words(["zyxx", "né"])
+    metadata = gguf_vocabulary(grown, grown.vocab_size)
+    back = tokenizer_from_gguf(metadata, "x")
+    text = "a zyxx and né<think>"
+    assert back.encode(text) == grown.encode(text) and grown.token_id("zyxx") in back.encode(text)
+    assert back.encode_with_special(text) == grown.encode_with_special(text)
+    assert gguf_vocabulary(back, grown.vocab_size) == metadata
+    for ids, message in (([0], "names a token that is not user-defined"), (["x"], "names 'x', which is no token")):
+        with pytest.raises(InputError, match=message):
+            tokenizer_from_gguf(metadata | {"twofold.word_token_ids": ids}, "x")
+
+
 def test_added_tokens_anywhere_keep_their_ids(tokenizer: Tokenizer) -> None:
     """As in SmolLM, whose control tokens come first, and with unused rows in between."""
     metadata = gguf_vocabulary(tokenizer, tokenizer.vocab_size)
