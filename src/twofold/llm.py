@@ -31,7 +31,7 @@ from twofold.model.inspect import tokenizer_warnings
 from twofold.model.quantised import load_quantised
 from twofold.model.weights import TensorSource, build, check_device, open_folder, resolve_dtype
 from twofold.text.chat import Renderer
-from twofold.text.gguf_tokenizer import gguf_ends, tokenizer_from_gguf
+from twofold.text.gguf_tokenizer import gguf_ends, gguf_template, tokenizer_from_gguf
 from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse
 from twofold.text.policy import ChatPolicy
 from twofold.text.retrieval import DEFAULT_TASK, embedding_ids, query_text, rerank_ids, yes_no_ids
@@ -463,7 +463,8 @@ def _read_folder(folder: Path, policy: ChatPolicy | None) -> _Read:
 def _read_gguf(path: Path, policy: ChatPolicy | None) -> _Read:
     metadata = read_metadata(path)
     tokenizer = tokenizer_from_gguf(metadata, str(path))
-    renderer = _or_error(lambda: Renderer.from_parts(tokenizer, metadata.get("tokenizer.chat_template"), policy))
+    template = gguf_template(metadata, str(path))
+    renderer = _or_error(lambda: Renderer.from_parts(tokenizer, template, policy))
     return tokenizer, renderer, {}, [(str(path), list(gguf_ends(metadata, tokenizer, str(path))))]
 
 

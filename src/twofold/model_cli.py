@@ -121,6 +121,8 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
                 if foreign is not None:
                     write_text(folder / "chat_template.jinja", foreign)
                     (folder / POLICY_FILE).unlink(missing_ok=True)
+                if adapter is None and (path / "about.json").is_file():  # what the model can do, as chat and serve say
+                    shutil.copyfile(path / "about.json", folder / "about.json")
     except OSError as error:
         raise _unwritable(out, error) from None
     for note in notes:

@@ -86,7 +86,15 @@ def test_export_writes_a_model_that_loads(folder: Path, tmp_path: Path, name: st
     assert theirs.renderer.prompt_ids(ask) == ours.renderer.prompt_ids(ask)
 
 
+def test_export_says_what_the_model_can_do_unless_it_changes(folder: Path, tmp_path: Path) -> None:
+    told = copied(folder, tmp_path / "told")
+    (told / "about.json").write_text('{"can": ["sums"], "cannot": "talk"}')
+    run("export", told, tmp_path / "same", "--type", "f32")
+    assert (tmp_path / "same" / "about.json").read_text() == (told / "about.json").read_text()
+
+
 def test_export_merges_an_adapter(folder: Path, tmp_path: Path) -> None:
+    (folder / "about.json").write_text('{"can": ["sums"], "cannot": "talk"}')
     llm = LLM(folder)
     attach(llm.model, "new", LoraConfig(r=2, alpha=4, targets=("q_proj", "down_proj")))
     with torch.no_grad():
@@ -96,6 +104,8 @@ def test_export_merges_an_adapter(folder: Path, tmp_path: Path) -> None:
     save_adapter(llm.model, "new", tmp_path / "adapter")
     want = llm.score([[5, 6, 7, 8]])[0]
     run("export", folder, tmp_path / "merged", "--type", "f32", "--adapter", tmp_path / "adapter")
+    assert not (tmp_path / "merged" / "about.json").exists()  # it is about the model without the adapter
+    (folder / "about.json").unlink()
     torch.testing.assert_close(LLM(tmp_path / "merged").score([[5, 6, 7, 8]])[0], want, atol=1e-5, rtol=1e-5)
 
 

@@ -20,6 +20,7 @@ from twofold.base.gguf_file import GGUFFile, read_gguf
 from twofold.base.records import InputError
 from twofold.model import rope
 from twofold.model.config import Context, ModelConfig
+from twofold.text.gguf_tokenizer import gguf_template
 
 ARCHITECTURES = {"qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen2": "qwen2", "llama": "llama"}  # Hugging Face's: ours
 TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
@@ -78,13 +79,12 @@ def describe_gguf(path: Path) -> GGUFDescription:
     """
     file = read_gguf(path)
     tensors = [(info.name, info.type, info.bytes) for info in file.tensors.values()]
-    template = file.metadata.get("tokenizer.chat_template")
     return GGUFDescription(
         architecture(file),
         str(file.metadata.get("general.name", path.stem)),
         config_from_gguf(file),
         tensors,
-        template if isinstance(template, str) else None,
+        gguf_template(file.metadata, str(path)),
     )
 
 

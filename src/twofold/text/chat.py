@@ -16,11 +16,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from twofold.base.files import read_json
 from twofold.base.gguf_file import read_metadata
 from twofold.base.records import InputError, Message
 from twofold.text.families import recognise, template_difference
-from twofold.text.gguf_tokenizer import tokenizer_from_gguf
+from twofold.text.gguf_tokenizer import gguf_template, tokenizer_from_gguf
 from twofold.text.messages import (
     Tools,
     TurnWeights,
@@ -34,6 +33,7 @@ from twofold.text.messages import (
 )
 from twofold.text.pieces import Piece, check_fits, conversation, generation_prompt, text_of, tool_results, view
 from twofold.text.policy import FAMILIES, STOP_TEXT, ChatPolicy, read_chat_policy, template_hash, write_chat_policy
+from twofold.text.roles import read_settings
 from twofold.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -119,7 +119,7 @@ class Renderer:
         if folder.suffix == ".gguf":
             metadata = read_metadata(folder)
             tokenizer = tokenizer_from_gguf(metadata, str(folder))
-            return cls.from_parts(tokenizer, metadata.get("tokenizer.chat_template"), policy)
+            return cls.from_parts(tokenizer, gguf_template(metadata, str(folder)), policy)
         tokenizer = Tokenizer.from_folder(folder)
         saved = read_chat_policy(folder)
         found = folder_template(folder)
@@ -318,16 +318,17 @@ def folder_template(folder: Path) -> str | None:
     """Text of the folder's chat template: its own file, or inside tokenizer_config.json (there may be several)."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
     config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
+    template = read_settings(config).get("chat_template")
     try:
-        template = read_json(config).get("chat_template")
         if isinstance(template, list):
             named = {entry["name"]: entry["template"] for entry in template}
             template = named.get("tool_use", named.get("default"))
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{config} is not a readable tokenizer_config.json ({error}); copy the file again") from None
     return template if isinstance(template, str) else None
 

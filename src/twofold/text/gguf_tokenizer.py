@@ -21,7 +21,8 @@ from twofold.text.tokenizer import PRETOKENIZE_REGEX, Tokenizer
 
 # Kinds of token. UNUSED rows only pad the embedding and are no tokens.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-_KEY = "tokenizer.ggml."
+_KEY, _TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
+_LISTS = {"tokens": str, "token_type": int, "merges": str}
 # What ends a reply: the end of text, of a turn, of a message before a tool runs. Files made from base models name only
 # the first, so what a tokenizer calls by these names counts as well, as in llama.cpp.
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -68,7 +69,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer:
     if model != _MODEL:
         raise InputError(
             f"{origin}: tokenizer.ggml.model {model!r} is not supported, only {_MODEL!r} (byte-level BPE); "
-            "give the folder of the tokenizer beside the file"
+            "other kinds cannot be read from any file, choose another model"
         )
     split = _SPLITS.get(_ALIASES.get(pre, pre))
     if split is None:
@@ -84,7 +85,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer:
         vocab |= {
             token: i for i, token in added.items()
         }  # not simply after the others: they need their ids spelled out
-    roles, begins = _roles(metadata, origin, split.ignore_merges)
+    roles, begins = _roles(metadata, tokens, origin, split.ignore_merges)
     words = token_ids(metadata.get(_OWN_WORDS), len(tokens), f"{origin}: {_OWN_WORDS}")
     if any(kinds[i] != USER_DEFINED for i in words):
         raise InputError(f"{origin}: {_OWN_WORDS} names a token that is not user-defined; convert the model again")
@@ -100,13 +101,21 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer:
     return Tokenizer(backend, roles)
 
 
+def gguf_template(metadata: Mapping[str, Any], origin: str) -> str | None:
+    """The chat template in a file's metadata, None without one; InputError where it is no text."""
+    template = metadata.get(_TEMPLATE)
+    if not isinstance(template, str | None):
+        raise InputError(f"{origin}: {_TEMPLATE} must be a string, got {template!r:.60}; convert the model again")
+    return template
+
+
 def gguf_ends(metadata: Mapping[str, Any], tokenizer: Tokenizer, origin: str) -> tuple[int, ...]:
-    """The tokens that end a reply, as a file's metadata and its tokenizer say; empty if neither does.
+    """The tokens that end a reply, as a file's metadata and the tokenizer made of it say; empty if neither does.
 
     Raises:
         InputError: a key that names no token of the file.
     """
-    rows = len(_required(metadata, "tokens", origin))
+    rows = len(metadata[_KEY + "tokens"])
     if own := token_ids(metadata.get(_OWN_ENDS), rows, f"{origin}: {_OWN_ENDS}"):
         return own
     named = [i for key in _ENDS for i in token_ids(metadata.get(_KEY + key), rows, f"{origin}: {_KEY}{key}")]
@@ -114,9 +123,8 @@ def gguf_ends(metadata: Mapping[str, Any], tokenizer: Tokenizer, origin: str) ->
     return tuple(dict.fromkeys([*named, *known]))
 
 
-def _roles(metadata: Mapping[str, Any], origin: str, usual: bool) -> tuple[Roles, int | None]:
+def _roles(metadata: Mapping[str, Any], tokens: list[str], origin: str, usual: bool) -> tuple[Roles, int | None]:
     """Roles of the tokens, and the token that begins texts. usual: llama.cpp adds a BOS unless the file forbids it."""
-    tokens = _required(metadata, "tokens", origin)
     ids = {}
     for role, key in (("bos", "bos_token_id"), ("pad", "padding_token_id")):
         for i in token_ids(metadata.get(_KEY + key), len(tokens), f"{origin}: {_KEY}{key}"):
@@ -128,16 +136,19 @@ def _roles(metadata: Mapping[str, Any], origin: str, usual: bool) -> tuple[Roles
         raise InputError(f"{origin}: add_bos_token is true but bos_token_id is missing; convert the model again")
     if not adds and ids.get("bos") == ids.get("pad"):
         ids.pop("bos", None)  # Qwen has none; files name the padding so that readers need not guess
-    return Roles(**{role: tokens[i] for role, i in ids.items()}), ids["bos"] if adds else None
+    named = {role: tokens[i] for role, i in ids.items()}
+    return Roles(bos=named.get("bos"), pad=named.get("pad")), ids["bos"] if adds else None
 
 
 def _required(metadata: Mapping[str, Any], key: str, origin: str) -> Any:
-    value = metadata.get(_KEY + key)
+    value, kind = metadata.get(_KEY + key), _LISTS.get(key)
     if value is None:
-        raise InputError(
-            f"{origin}: tokenizer.ggml.{key} is missing; convert the model again with a recent llama.cpp, "
-            "or give the folder of the tokenizer beside the file"
-        )
+        raise InputError(f"{origin}: {_KEY}{key} is missing; convert the model again with a recent llama.cpp")
+    if kind is None and not isinstance(value, str):
+        raise InputError(f"{origin}: {_KEY}{key} must be a string, got {value!r:.60}; convert the model again")
+    if kind and not (isinstance(value, list) and all(isinstance(part, kind) for part in value)):
+        words = "strings" if kind is str else "whole numbers"
+        raise InputError(f"{origin}: {_KEY}{key} must be a list of {words}, got {value!r:.60}; convert the model again")
     return value
 
 

@@ -147,6 +147,8 @@ def read_chat_policy(folder: Path) -> tuple[ChatPolicy, str] | None:
         policy = ChatPolicy(**values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a chat policy ({error}); save the checkpoint again") from None
     if not isinstance(template, str) or template_hash(template) != stated:

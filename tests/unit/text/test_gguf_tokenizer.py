@@ -22,6 +22,7 @@ from twofold.text.gguf_tokenizer import (
     UNUSED,
     USER_DEFINED,
     gguf_ends,
+    gguf_template,
     gguf_vocabulary,
     tokenizer_from_gguf,
 )
@@ -188,6 +189,14 @@ def test_the_library_s_own_spellings_of_a_split_are_recognised() -> None:
         (dict(pre="viking"), "'viking' is not supported; known: qwen2, llama-bpe, smollm, gpt-2, default, llama3"),
         (dict(pre=None), "tokenizer.ggml.pre is missing"),
         (dict(merges=None), "tokenizer.ggml.merges is missing"),
+        (dict(model=["gpt2"]), "tokenizer.ggml.model must be a string, got ['gpt2']"),
+        (dict(pre=[5, 6]), "tokenizer.ggml.pre must be a string, got [5, 6]; convert the model again"),
+        (dict(merges=[1, 2]), "tokenizer.ggml.merges must be a list of strings, got [1, 2]"),
+        (dict(merges="abc"), "tokenizer.ggml.merges must be a list of strings, got 'abc'"),
+        (dict(tokens=[1, 2]), "tokenizer.ggml.tokens must be a list of strings"),
+        (dict(token_type=["a"]), "tokenizer.ggml.token_type must be a list of whole numbers"),
+        (dict(bos_token_id="x"), "tokenizer.ggml.bos_token_id names 'x', which is no token"),
+        (dict(add_bos_token=2), "tokenizer.ggml.add_bos_token must be true or false, got 2"),
         (dict(token_type=[1, 1]), "tokens but 2 token types"),
         (dict(merges=["a zzz"]), "tokens and merges do not fit together"),
         (dict(merges=["azzz"]), "tokens and merges do not fit together"),
@@ -252,3 +261,9 @@ def test_a_gguf_file_has_a_renderer(tmp_path: Path) -> None:
     writer.close()
     ask = [{"role": "user", "content": "hello"}]
     assert Renderer.from_pretrained(path).prompt_ids(ask) == Renderer(tokenizer).prompt_ids(ask)
+
+
+@pytest.mark.parametrize("template", [5, ["a"]])
+def test_a_template_that_is_no_text(template: Any) -> None:
+    with pytest.raises(InputError, match=r"^x: tokenizer\.chat_template must be a string, got "):
+        gguf_template({"tokenizer.chat_template": template}, "x")
