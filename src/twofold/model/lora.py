@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,8 +25,8 @@ from twofold.base.config import Config
 from twofold.base.records import InputError
 from twofold.model.config import ModelConfig
 from twofold.model.quantised import QuantExperts, plain, project, sites
-from twofold.model.qwen3 import Adapter, Adapters, Experts, Qwen3, SparseMLP
-from twofold.model.vocab import freeze_base, thaw
+from twofold.model.qwen3 import Adapter, Adapters, Experts, Qwen3, SparseMLP, TokenRows
+from twofold.model.vocab import freeze_base, put_rows, take_rows, thaw
 from twofold.model.weights import FUSED, split_sizes
 from twofold.ops.dispatch import by_expert
 from twofold.ops.reference import swiglu
@@ -236,8 +236,11 @@ def attach(model: Qwen3, name: str, config: LoraConfig, seed: int = 0) -> None:
     activate(model, name, train=True)
 
 
-def install(model: Qwen3, name: str, chosen: dict[str, LowRank]) -> None:
+def install(model: Qwen3, name: str, chosen: dict[str, LowRank], rows: Sequence[TokenRows] = ()) -> None:
     """Put factors, given by path, on the model without activating them, and freeze the base.
+
+    Args:
+        rows: of tokens, which ``check_rows`` has passed; they are in the tables while the adapter takes part.
 
     Raises:
         InputError: the name is taken or unusable.
@@ -258,12 +261,15 @@ def install(model: Qwen3, name: str, chosen: dict[str, LowRank]) -> None:
             site.replace(module)
         device = next(iter(module.base.state_dict().values())).device
         module.adapters[name] = nn.ModuleDict(here).to(device)
-    model.adapters.named[name] = Adapter(name)
+    model.adapters.named[name] = Adapter(name, list(rows))
     freeze_base(model)
 
 
 def activate(model: Qwen3, name: str | None, train: bool = False) -> None:
-    """Let one adapter take part, or none. ``train``: its factors, and no other adapter's, take gradients.
+    """Let one adapter take part, with the rows of tokens that it brings, or none.
+
+    Args:
+        train: its factors, and no other adapter's, take gradients.
 
     Raises:
         InputError: no such adapter, or training none.
@@ -272,11 +278,21 @@ def activate(model: Qwen3, name: str | None, train: bool = False) -> None:
         _require(model, name)
     if train and name is None:
         raise InputError("train=True needs the name of an adapter")
-    model.adapters.active = None if name is None else model.adapters.named[name]
+    _switch(model, None if name is None else model.adapters.named[name])
     for site in adaptable(model):
         if isinstance(site.module, _Adapted):
             for other in site.module.adapters:
                 site.module.adapters[other].requires_grad_(train and other == name)
+
+
+def _switch(model: Qwen3, adapter: Adapter | None) -> None:
+    carried = model.adapters
+    if adapter is not carried.active:
+        if carried.active is not None:
+            take_rows(model, carried.active)
+        carried.active = adapter
+        if adapter is not None:
+            put_rows(model, adapter)
 
 
 def adapters(model: Qwen3) -> list[str]:
@@ -299,14 +315,14 @@ def adapter_factors(model: Qwen3, name: str) -> dict[str, LowRank]:
 
 
 def detach(model: Qwen3, name: str) -> None:
-    """Take an adapter away. With the last one the base's own modules are back and can be trained.
+    """Take an adapter away, and the rows it brings. With the last one the base is back as it was and can be trained.
 
     Raises:
         InputError: no such adapter.
     """
     _require(model, name)
     if model.adapters.active is model.adapters.named[name]:
-        model.adapters.active = None
+        _switch(model, None)
     del model.adapters.named[name]
     for site in adaptable(model):
         module = site.module
@@ -320,9 +336,9 @@ def detach(model: Qwen3, name: str) -> None:
 
 @torch.no_grad()
 def merge(model: Qwen3, name: str) -> None:
-    """Add the adapter to the weights and remove it: a plain model with the same logits. Sums are fp32.
+    """Add the adapter to the weights and remove it: a plain model with the same logits, its rows of tokens kept.
 
-    A quantised base becomes a plain one, in the dtype of the embedding.
+    Sums are fp32. A quantised base becomes a plain one, in the dtype of the embedding.
 
     Raises:
         InputError: no such adapter, or others are attached (they fit the base as it was).
@@ -331,6 +347,7 @@ def merge(model: Qwen3, name: str) -> None:
     if others:
         raise InputError(f"detach {', '.join(others)} before merging {name!r}: they fit the base as it is now")
     updates = adapter_factors(model, name)
+    _switch(model, model.adapters.named[name])
     dtype = model.model.embed_tokens.weight.dtype
     for site in adaptable(model):
         base = plain(site.base, model.config, dtype)

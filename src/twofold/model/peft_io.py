@@ -1,8 +1,8 @@
 """Adapters as files, in PEFT's format: adapter_config.json and adapter_model.safetensors, read and written.
 
 Stacked experts are read in both of PEFT's forms: factors of each expert under its own name (PEFT on transformers 4,
-vLLM), and one tensor for all experts of a layer (PEFT's target_parameters on transformers 5). Rows of new tokens that
-are trained with an adapter are part of it (PEFT's trainable_token_indices). What an adapter needs and this model has
+vLLM), and one tensor for all experts of a layer (PEFT's target_parameters on transformers 5). Rows of tokens that are
+trained with an adapter are part of it (PEFT's trainable_token_indices). What an adapter needs and this model has
 not (DoRA, biases, whole modules saved beside it) is an error. Imports no peft.
 
 Shape legend: r rank, I inputs, O outputs, E experts.
@@ -26,8 +26,8 @@ from twofold.base.files import atomic_path, read_json, write_json
 from twofold.base.records import InputError
 from twofold.model.lora import LowRank, Place, activate, adaptable, adapter_factors, all_places, install
 from twofold.model.quantised import QuantExperts, QuantLinear
-from twofold.model.qwen3 import Qwen3
-from twofold.model.vocab import put_rows, trained_rows
+from twofold.model.qwen3 import Qwen3, TokenRows
+from twofold.model.vocab import adapter_rows, check_rows, train_new_rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FINGERPRINT = "twofold_base"  # key in the header of the weights
@@ -60,7 +60,7 @@ Factors = dict[str, LowRank]
 
 
 def save_adapter(model: Qwen3, name: str, folder: Path, base: str | None = None, per_expert: bool = False) -> None:
-    """Write adapter ``name`` as a folder that PEFT loads, with the rows of new tokens that are being trained.
+    """Write adapter ``name`` as a folder that PEFT loads, with rows of tokens that it brings or that are in training.
 
     Args:
         base: what ``base_model_name_or_path`` says, a hub id or a folder. per_expert: write a shared "gate_up_proj" of
@@ -78,10 +78,9 @@ def save_adapter(model: Qwen3, name: str, folder: Path, base: str | None = None,
         for key, A_rI, B_Or in _to_peft(path, factor, stacked, set(factors)):
             tensors[f"{_PREFIX}{key}.lora_A.weight"] = A_rI.detach().cpu().contiguous()
             tensors[f"{_PREFIX}{key}.lora_B.weight"] = B_Or.detach().cpu().contiguous()
-    rows = trained_rows(model)
-    for path, (_, values_ND) in rows.items():
-        tensors[f"{_PREFIX}{path}.token_adapter.trainable_tokens_delta"] = values_ND.cpu().contiguous()
-    indices = {path.rpartition(".")[2]: [*range(first, first + len(values))] for path, (first, values) in rows.items()}
+    rows = adapter_rows(model, model.adapters.named[name])
+    tensors |= {f"{_PREFIX}{each.path}.token_adapter.trainable_tokens_delta": each.own for each in rows}
+    indices = {each.path.rpartition(".")[2]: each.ids for each in sorted(rows, key=lambda each: each.path)}
     fingerprint = base_fingerprint(model)
     data = save(tensors, metadata={"format": "pt"})
     with atomic_path(Path(folder) / WEIGHTS) as temporary:
@@ -91,16 +90,17 @@ def save_adapter(model: Qwen3, name: str, folder: Path, base: str | None = None,
 
 
 def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, same_base: bool = True) -> None:
-    """Attach and activate the adapter in ``folder`` under ``name``; rows of tokens in it replace the model's for good.
+    """Attach and activate the adapter in ``folder`` under ``name``, with the rows of tokens in it; all or nothing.
 
     Args:
-        train: its factors take gradients; otherwise nothing does. same_base: refuse an adapter that was written here
-            for other base weights. That catches a base into which the adapter is merged already. Pass False for a
-            sibling of its base; quantised bases and adapters written by PEFT cannot be checked so.
+        train: its factors and rows take gradients; otherwise nothing does. same_base: refuse an adapter that was
+            written here for other base weights. That catches a base into which the adapter is merged already. Pass
+            False for a sibling of its base; quantised bases and adapters written by PEFT cannot be checked so.
 
     Raises:
         InputError: missing or damaged files, a feature or a module that this model does not have, tensors of another
-            shape, dropout when training. The message names file, tensor and remedy.
+            shape, rows of tokens while others are being trained; when training, dropout, or rows that are not one run
+            of tokens in every table. The message names file, tensor and remedy.
     """
     config = _read_config(Path(folder) / CONFIG)
     if train and config.get("lora_dropout"):
@@ -108,7 +108,7 @@ def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, sam
             f"{folder / CONFIG}: lora_dropout is not supported in training; set it to 0 there, or train=False"
         )
     tensors, fingerprint = _read_weights(Path(folder) / WEIGHTS)
-    rows = {match[1]: tensors.pop(key) for key in list(tensors) if (match := _ROWS.fullmatch(key))}
+    rows = _token_rows(tensors, config, Path(folder) / WEIGHTS)
     here = base_fingerprint(model)
     if same_base and fingerprint and here and fingerprint != here:
         raise InputError(
@@ -117,12 +117,12 @@ def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, sam
         )
     factors = _to_factors(model, tensors, config, Path(folder) / WEIGHTS)
     _check_complete(all_places(model), factors, config, Path(folder) / WEIGHTS)
-    indices = config.get("trainable_token_indices") or {}
-    for path, values_ND in rows.items():
-        ids = indices.get(path.rpartition(".")[2], ()) if isinstance(indices, dict) else indices
-        put_rows(model, path, ids, values_ND)
-    install(model, name, factors)
+    check_rows(model, rows, str(Path(folder) / WEIGHTS))
+    run = _one_run(model, rows, Path(folder) / WEIGHTS) if train and rows else None
+    install(model, name, factors, rows)
     activate(model, name, train)
+    if run is not None:
+        train_new_rows(model, run[0], len(run))
 
 
 @torch.no_grad()
@@ -262,6 +262,30 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
             return {key: handle.get_tensor(key) for key in handle.keys()}, header.get(_FINGERPRINT)  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}); copy the adapter again") from None
+
+
+def _token_rows(tensors: dict[str, torch.Tensor], config: dict[str, Any], path: Path) -> list[TokenRows]:
+    """The rows of tokens, taken out of ``tensors``; all that the configuration lists."""
+    found = {match[1]: tensors.pop(key) for key in list(tensors) if (match := _ROWS.fullmatch(key))}
+    listed = config.get("trainable_token_indices") or {}
+    by_table = listed if isinstance(listed, dict) else {"embed_tokens": listed}
+    absent = [table for table, ids in by_table.items() if ids and not any(f".{p}".endswith(f".{table}") for p in found)]
+    if absent:
+        raise InputError(
+            f"{path}: no rows for {absent[0]}, for which {CONFIG} lists trainable_token_indices; copy it again"
+        )
+    return [TokenRows(p, list(by_table.get(p.rpartition(".")[2], ())), rows_ND) for p, rows_ND in found.items()]
+
+
+def _one_run(model: Qwen3, rows: list[TokenRows], path: Path) -> range:
+    """The tokens whose rows are to be trained on, the same in every table."""
+    runs = [range(min(each.ids), max(each.ids) + 1) for each in rows]
+    tables = 1 if model.config.tie_word_embeddings else 2
+    if len(rows) != tables or runs != runs[:1] * tables or any(sorted(r.ids) != [*runs[0]] for r in rows):
+        raise InputError(
+            f"{path}: rows of tokens that are not one run, the same in every table, cannot be trained; pass train=False"
+        )
+    return runs[0]
 
 
 def _to_factors(model: Qwen3, tensors: dict[str, torch.Tensor], config: dict[str, Any], path: Path) -> Factors:

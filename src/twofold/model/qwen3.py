@@ -158,10 +158,24 @@ class Decoder(nn.Module):
 
 
 @dataclass(eq=False)
+class TokenRows:
+    """Rows of tokens ``ids`` in the table at ``path`` that an adapter brings.
+
+    own: the rows [len(ids), D]. base: what they have replaced in the table; None while they are not in it.
+    """
+
+    path: str
+    ids: list[int]
+    own: torch.Tensor
+    base: torch.Tensor | None = None
+
+
+@dataclass(eq=False)
 class Adapter:
-    """An adapter on a model, from its installation to its end; what it consists of is for ``lora.py``."""
+    """An adapter on a model, from its installation to its end. rows: in the order in which they are put into tables."""
 
     name: str
+    rows: list[TokenRows] = field(default_factory=list)
 
 
 @dataclass(eq=False)

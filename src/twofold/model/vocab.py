@@ -2,7 +2,8 @@
 
 ``add_tokens`` fills rows that a padded table already has and enlarges it only when needed. ``train_new_rows`` makes the
 new rows a parameter of their own: whatever the optimiser does to its parameters (weight decay included), the old rows
-stay as they are to the bit. Not here: the tokenizer's side of a new token.
+stay as they are to the bit. Rows that belong to an adapter come and go with it. Not here: the tokenizer's side of a new
+token.
 
 Shape legend: V vocabulary rows, D width.
 """
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from twofold.base.records import InputError
-from twofold.model.qwen3 import Qwen3
+from twofold.model.qwen3 import Adapter, Qwen3, TokenRows
 
 _ROWS = ".parametrizations.weight.0.rows"
 
@@ -46,13 +47,18 @@ def add_tokens(model: Qwen3, first: int, count: int, noise: float = 0.1, seed: i
         multiple: the table grows to a multiple of this many rows; rows beyond the new tokens are filled alike.
 
     Raises:
-        InputError: numbers that leave a gap or cannot be, or a model whose new rows are being trained.
+        InputError: numbers that leave a gap or cannot be, or a model whose new rows are being trained, that carries an
+            adapter with rows, or whose head is packed.
     """
+    _refuse_packed(model)
     rows = model.config.vocab_size
     if not 0 < first <= rows or count < 1 or multiple < 1 or noise < 0:
         raise InputError(f"cannot add {count} tokens from {first} on to a table of {rows} rows; check both numbers")
     if _training_rows(model):
         raise InputError("new rows are being trained; call keep_new_rows before adding tokens")
+    owners = [adapter.name for adapter in model.adapters.named.values() if adapter.rows]
+    if owners:
+        raise InputError(f"adapter {owners[0]!r} brings rows of tokens; merge or detach it before adding others")
     total = max(rows, -(-(first + count) // multiple) * multiple)
     generator = torch.Generator().manual_seed(seed)
     for table in _tables(model):
@@ -72,11 +78,13 @@ def add_tokens(model: Qwen3, first: int, count: int, noise: float = 0.1, seed: i
 def train_new_rows(model: Qwen3, first: int, count: int) -> None:
     """Let only rows ``first`` .. ``first + count - 1`` of embedding and head be trained (and adapters, if attached).
 
-    The table is put together anew wherever it is used; call ``keep_new_rows`` before saving or long generation.
+    The table is put together anew wherever it is used; call ``keep_new_rows`` before saving the model or long
+    generation. An adapter can be saved before that or after: the rows are saved with it.
 
     Raises:
-        InputError: rows that the table does not have, or rows being trained already.
+        InputError: rows that the table does not have, rows being trained already, or a model whose head is packed.
     """
+    _refuse_packed(model)
     if not 0 <= first < first + count <= model.config.vocab_size:
         raise InputError(f"the table has {model.config.vocab_size} rows; add tokens {first}..{first + count - 1} first")
     if _training_rows(model):
@@ -86,42 +94,84 @@ def train_new_rows(model: Qwen3, first: int, count: int) -> None:
     freeze_base(model)
 
 
+@torch.no_grad()
 def keep_new_rows(model: Qwen3) -> None:
-    """Write trained rows into the tables: a plain model again. Without adapters everything can be trained again."""
-    for table in _tables(model):
-        if parametrize.is_parametrized(table, "weight"):
-            parametrize.remove_parametrizations(table, "weight", leave_parametrized=True)
-    if not any(".adapters." in name for name, _ in model.named_parameters()):
+    """Write trained rows into the tables, which are plain again; without adapters everything can be trained again.
+
+    If an adapter takes part the rows are its own from now on: saved with it, and gone from the tables without it.
+    """
+    for rows in trained_rows(model):
+        table = _tables_by_path(model)[rows.path]
+        rows.base = _stored(table)[rows.ids]
+        parametrize.remove_parametrizations(table, "weight", leave_parametrized=True)
+        if model.adapters.active is not None:
+            model.adapters.active.rows.append(rows)
+    if not model.adapters.named:
         thaw(model)
 
 
-def trained_rows(model: Qwen3) -> dict[str, tuple[int, torch.Tensor]]:
-    """The rows that are being trained: the first one's number and all values [count, D], by the table's path."""
-    found = {}
+def trained_rows(model: Qwen3) -> list[TokenRows]:
+    """The rows that are being trained, one entry a table."""
+    found = []
     for path, table in _tables_by_path(model).items():
         if parametrize.is_parametrized(table, "weight"):
-            new = cast(NewRows, cast(nn.ModuleList, cast(nn.ModuleDict, table.parametrizations)["weight"])[0])
-            found[path] = (new.first, new.rows.detach())
+            new = cast(NewRows, _parametrisation(table)[0])
+            ids = range(new.first, new.first + len(new.rows))
+            found.append(TokenRows(path, list(ids), new.rows.detach()))
     return found
 
 
-@torch.no_grad()
-def put_rows(model: Qwen3, path: str, ids: Sequence[int], rows: torch.Tensor) -> None:
-    """Write rows [count, D] over those of the tokens ``ids``, in the table at ``path``.
+def adapter_rows(model: Qwen3, adapter: Adapter) -> list[TokenRows]:
+    """All rows that an adapter is saved with, those being trained included, one entry a table."""
+    found: dict[str, dict[int, torch.Tensor]] = {}
+    for rows in (*adapter.rows, *trained_rows(model)):
+        found.setdefault(rows.path, {}).update(zip(rows.ids, rows.own.cpu(), strict=True))
+    return [TokenRows(path, list(by_id), torch.stack(list(by_id.values()))) for path, by_id in found.items()]
+
+
+def check_rows(model: Qwen3, rows: Sequence[TokenRows], origin: str) -> None:
+    """See that an adapter from ``origin`` can bring these rows to the model.
 
     Raises:
-        InputError: no such table, rows that it does not have, or another width.
+        InputError: no such table, rows that it does not have, another width, rows being trained, or a packed head.
     """
-    table = _tables_by_path(model).get(path)
-    if table is None:
-        raise InputError(f"rows for {path}, which this model has not (its tables: {', '.join(_tables_by_path(model))})")
-    count, width = table.weight.shape
-    if tuple(rows.shape) != (len(ids), width) or not all(0 <= i < count for i in ids):
-        raise InputError(
-            f"rows of shape {tuple(rows.shape)} for tokens {min(ids, default=0)}..{max(ids, default=0)} do not fit "
-            f"{path} of {count} rows of {width}; load the base that has these tokens"
-        )
-    table.weight[list(ids)] = rows.to(table.weight)
+    if not rows:
+        return
+    _refuse_packed(model)
+    if _training_rows(model):
+        raise InputError(f"{origin} has rows of tokens, and such are being trained here; call keep_new_rows first")
+    tables = _tables_by_path(model)
+    for each in rows:
+        if each.path not in tables:
+            raise InputError(
+                f"{origin}: rows for {each.path}, which this model has not (its tables: {', '.join(tables)})"
+            )
+        count, width = tables[each.path].weight.shape
+        if tuple(each.own.shape) != (len(each.ids), width) or not all(0 <= i < count for i in each.ids):
+            raise InputError(
+                f"{origin}: rows of shape {tuple(each.own.shape)} for tokens {min(each.ids, default=0)}.."
+                f"{max(each.ids, default=0)} do not fit {each.path} of {count} rows of {width}; load the base that has "
+                "these tokens"
+            )
+
+
+@torch.no_grad()
+def put_rows(model: Qwen3, adapter: Adapter) -> None:
+    """Write an adapter's rows into the tables, and remember what was there."""
+    for rows in adapter.rows:
+        table_VD = _stored(_tables_by_path(model)[rows.path])
+        rows.base = table_VD[rows.ids]
+        table_VD[rows.ids] = rows.own.to(table_VD)
+
+
+@torch.no_grad()
+def take_rows(model: Qwen3, adapter: Adapter) -> None:
+    """Give the tables back what an adapter's rows replaced."""
+    for rows in reversed(adapter.rows):
+        assert rows.base is not None, "these rows are not in the table"
+        table_VD = _stored(_tables_by_path(model)[rows.path])
+        table_VD[rows.ids] = rows.base.to(table_VD)
+        rows.base = None
 
 
 def freeze_base(model: Qwen3) -> None:
@@ -140,6 +190,22 @@ def thaw(model: Qwen3) -> None:
 
 def _training_rows(model: Qwen3) -> bool:
     return any(parametrize.is_parametrized(table, "weight") for table in _tables(model))
+
+
+def _refuse_packed(model: Qwen3) -> None:
+    if model.packed_head is not None:
+        raise InputError("rows of tokens cannot be changed in a model packed for inference; load it without quantize")
+
+
+def _parametrisation(table: nn.Embedding | nn.Linear) -> nn.ModuleList:
+    return cast(nn.ModuleList, cast(nn.ModuleDict, table.parametrizations)["weight"])
+
+
+def _stored(table: nn.Embedding | nn.Linear) -> torch.Tensor:
+    """The table that is stored, under the new rows where such are being trained."""
+    if parametrize.is_parametrized(table, "weight"):
+        return cast(torch.Tensor, _parametrisation(table).original)
+    return table.weight
 
 
 def _tables(model: Qwen3) -> list[nn.Embedding | nn.Linear]:

@@ -17,11 +17,13 @@ from twofold.model.attn_inputs import AttnInputs
 from twofold.model.lora import LoraConfig
 from twofold.model.quantised import quantise_base
 from twofold.model.qwen3 import Qwen3
+from twofold.model.vocab import keep_new_rows, train_new_rows, trained_rows
 
 Make = Callable[..., Qwen3]
 TOKENS = torch.arange(13) * 5 % 40
 FUSED = LoraConfig(r=2, targets=("v_proj", "gate_up_proj", "down_proj"))
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+ROWS = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
 
 
 def logits(model: Qwen3) -> torch.Tensor:
@@ -113,6 +115,11 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
     save_file(tensors, folder / peft_io.WEIGHTS)
 
 
+def change_config(folder: Path, changes: dict[str, Any]) -> None:
+    path = folder / peft_io.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def test_an_adapter_for_another_base(make_model: Make, tmp_path: Path) -> None:
     peft_io.save_adapter(adapted(make_model()), "a", tmp_path, base="some/base")
     for changes, words in (
@@ -179,16 +186,82 @@ def test_damaged_and_incomplete_folders(make_model: Make, tmp_path: Path) -> Non
 )
 def test_configurations_that_are_refused(changes: dict[str, Any], words: str, make_model: Make, tmp_path: Path) -> None:
     peft_io.save_adapter(adapted(make_model()), "a", tmp_path)
-    path = tmp_path / peft_io.CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    change_config(tmp_path, changes)
     with pytest.raises(InputError, match=words):
         peft_io.load_adapter(make_model(), "a", tmp_path)
 
 
 def test_dropout_is_for_inference_only(make_model: Make, tmp_path: Path) -> None:
     peft_io.save_adapter(adapted(make_model()), "a", tmp_path)
-    path = tmp_path / peft_io.CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_dropout": 0.05}))
+    change_config(tmp_path, {"lora_dropout": 0.05})
     peft_io.load_adapter(make_model(), "a", tmp_path)
     with pytest.raises(InputError, match="lora_dropout is not supported in training"):
         peft_io.load_adapter(make_model(), "a", tmp_path, train=True)
+
+
+def with_rows(model: Qwen3, first: int = 30, count: int = 3) -> Qwen3:
+    """An adapter with rows of tokens in training."""
+    train_new_rows(adapted(model), first, count)
+    with torch.no_grad():
+        for each in trained_rows(model):
+            each.own.add_(1.0)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_of_tokens_are_part_of_the_adapter(tied: bool, kept: bool, make_model: Make, tmp_path: Path) -> None:
+    plain, model = (make_model(tie_word_embeddings=tied) for _ in range(2))
+    with_rows(model)
+    if kept:
+        keep_new_rows(model)
+    peft_io.save_adapter(model, "a", tmp_path)
+    other = make_model(tie_word_embeddings=tied)
+    peft_io.load_adapter(other, "b", tmp_path)
+    lora.attach(other, "c", LoraConfig(r=2))
+    assert torch.equal(other.head_weight, plain.head_weight), "another adapter is active"
+    peft_io.save_adapter(other, "b", tmp_path / "again")
+    peft_io.save_adapter(other, "c", tmp_path / "without")
+    assert "trainable_token_indices" not in json.loads((tmp_path / "without" / peft_io.CONFIG).read_text())
+    for name in (peft_io.CONFIG, peft_io.WEIGHTS):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    lora.activate(other, "b")
+    assert torch.equal(logits(other), logits(model))
+    lora.activate(other, None)
+    assert torch.equal(logits(other), logits(plain))
+    lora.detach(other, "c")
+    lora.merge(other, "b")
+    torch.testing.assert_close(logits(other), logits(model), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_are_trained_on_with_their_adapter(make_model: Make, tmp_path: Path) -> None:
+    model = with_rows(make_model())
+    peft_io.save_adapter(model, "a", tmp_path)
+    other = make_model()
+    peft_io.load_adapter(other, "a", tmp_path, train=True)
+    assert torch.equal(logits(other), logits(model))
+    (rows,) = [p for n, p in other.named_parameters() if p.requires_grad and n.endswith(".rows")]
+    rows.data += 1.0
+    peft_io.save_adapter(other, "a", tmp_path / "more")
+    saved = load_file(tmp_path / "more" / peft_io.WEIGHTS)[ROWS]
+    torch.testing.assert_close(saved, load_file(tmp_path / peft_io.WEIGHTS)[ROWS] + 1)
+    change_config(tmp_path, {"trainable_token_indices": {"embed_tokens": [3, 30, 31]}})
+    with pytest.raises(InputError, match=r"rows of tokens that are not one run, .* pass train=False"):
+        peft_io.load_adapter(make_model(), "a", tmp_path, train=True)
+
+
+def test_refused_rows_leave_the_model_as_it_was(make_model: Make, tmp_path: Path) -> None:
+    peft_io.save_adapter(with_rows(make_model()), "a", tmp_path)
+    model = adapted(make_model())
+    before = logits(model)
+    with pytest.raises(InputError, match="carries an adapter 'a' already"):
+        peft_io.load_adapter(model, "a", tmp_path)
+    change_config(tmp_path, {"trainable_token_indices": [30, 31]})
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: rows of shape \(3, 16\) .* do not fit"):
+        peft_io.load_adapter(model, "b", tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.pop(ROWS))
+    for listed in ([30, 31], {"embed_tokens": [30, 31]}):
+        change_config(tmp_path, {"trainable_token_indices": listed})
+        with pytest.raises(InputError, match=r"no rows for embed_tokens, for which adapter_config\.json lists"):
+            peft_io.load_adapter(model, "b", tmp_path)
+    assert torch.equal(logits(model), before) and lora.adapters(model) == ["a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 from twofold.base.records import InputError
 from twofold.model import lora, vocab
 from twofold.model.attn_inputs import AttnInputs
-from twofold.model.qwen3 import Qwen3
+from twofold.model.quantised import quantise_model
+from twofold.model.qwen3 import Adapter, Qwen3
 
 Make = Callable[..., Qwen3]
 TOKENS = torch.tensor([3, 40, 7, 41, 42, 9, 40, 11])
@@ -146,20 +148,58 @@ def test_numbers_that_cannot_be(make_model: Make) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
+def test_a_packed_head_has_no_rows_to_change(tied: bool, make_model: Make) -> None:
+    model = make_model(tie_word_embeddings=tied)
+    quantise_model(model)
+    for call in (vocab.add_tokens, vocab.train_new_rows):
+        with pytest.raises(InputError, match="packed for inference; load it without quantize"):
+            call(model, 30, 2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
 def test_trained_rows_can_be_carried_to_another_model(tied: bool, make_model: Make) -> None:
     model, other = (make_model(tie_word_embeddings=tied) for _ in range(2))
-    assert vocab.trained_rows(model) == {}
+    assert vocab.trained_rows(model) == []
     for each in (model, other):
         vocab.add_tokens(each, 40, 3)
     vocab.train_new_rows(model, 40, 3)
     train(model)
     rows = vocab.trained_rows(model)
-    assert list(rows) == (["model.embed_tokens"] if tied else ["model.embed_tokens", "lm_head"])
-    for path, (first, values) in rows.items():
-        assert first == 40 and not values.requires_grad
-        vocab.put_rows(other, path, range(first, first + len(values)), values)
+    assert [each.path for each in rows] == (["model.embed_tokens"] if tied else ["model.embed_tokens", "lm_head"])
+    assert all(each.ids == [40, 41, 42] and not each.own.requires_grad for each in rows)
+    before, adapter = logits(other), Adapter("a", rows)
+    vocab.check_rows(other, rows, "file")
+    vocab.put_rows(other, adapter)
     assert torch.equal(logits(other), logits(model))
-    with pytest.raises(InputError, match=r"load the base that has these tokens"):
-        vocab.put_rows(other, "model.embed_tokens", [41, 42, 43], rows["model.embed_tokens"][1])
-    with pytest.raises(InputError, match=r"rows for model\.head, which this model has not"):
-        vocab.put_rows(other, "model.head", [40, 41, 42], rows["model.embed_tokens"][1])
+    vocab.take_rows(other, adapter)
+    assert torch.equal(logits(other), before)
+    with pytest.raises(InputError, match=r"file: rows .* do not fit .* load the base that has these tokens"):
+        vocab.check_rows(other, [replace(rows[0], ids=[41, 42, 43])], "file")
+    with pytest.raises(InputError, match=r"file: rows for model\.head, which this model has not"):
+        vocab.check_rows(other, [replace(rows[0], path="model.head")], "file")
+    with pytest.raises(InputError, match=r"file has rows of tokens, and such are being trained here; call keep_new"):
+        vocab.check_rows(model, rows, "file")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_kept_with_an_adapter_come_and_go_with_it(kept: bool, make_model: Make) -> None:
+    """Also while other rows are in training over them."""
+    model = make_model()
+    vocab.add_tokens(model, 40, 3)
+    before = model.head_weight.detach().clone()
+    lora.attach(model, "a", lora.LoraConfig(r=2))
+    for first in (40, 41):  # the second time over rows that are the adapter's already
+        vocab.train_new_rows(model, first, 2)
+        train(model, 1)
+        vocab.keep_new_rows(model)
+    trained = model.head_weight.detach().clone()
+    assert (trained != before).any(1).nonzero().flatten().tolist() == [40, 41, 42]
+    with pytest.raises(InputError, match="adapter 'a' brings rows of tokens; merge or detach it"):
+        vocab.add_tokens(model, 43, 1)
+    if not kept:
+        vocab.train_new_rows(model, 30, 2)
+    for name, expected in ((None, before), ("a", trained)):
+        lora.activate(model, name)
+        assert torch.equal(model.head_weight, expected)
+    lora.detach(model, "a")
+    assert torch.equal(model.head_weight, before)
