@@ -259,8 +259,7 @@ def install(model: Qwen3, name: str, chosen: dict[str, LowRank], rows: Sequence[
                 module, site.places.values(), model.adapters
             )
             site.replace(module)
-        device = next(iter(module.base.state_dict().values())).device
-        module.adapters[name] = nn.ModuleDict(here).to(device)
+        module.adapters[name] = nn.ModuleDict(here).to(model.model.norm.weight.device)
     model.adapters.named[name] = Adapter(name, list(rows))
     freeze_base(model)
 
@@ -341,11 +340,13 @@ def merge(model: Qwen3, name: str) -> None:
     Sums are fp32. A quantised base becomes a plain one, in the dtype of the embedding.
 
     Raises:
-        InputError: no such adapter, or others are attached (they fit the base as it was).
+        InputError: no such adapter, others are attached (they fit the base as it was), or a model packed for inference.
     """
     others = [other for other in adapters(model) if other != name]
     if others:
         raise InputError(f"detach {', '.join(others)} before merging {name!r}: they fit the base as it is now")
+    if model.packed_head is not None:
+        raise InputError(f"{name!r} cannot be merged into a model packed for inference; load it without quantize")
     updates = adapter_factors(model, name)
     _switch(model, model.adapters.named[name])
     dtype = model.model.embed_tokens.weight.dtype

@@ -10,8 +10,9 @@ import torch
 from twofold.base.records import InputError
 from twofold.model import lora
 from twofold.model.attn_inputs import AttnInputs
-from twofold.model.quantised import QuantWeight, plain, quantise_base, sites
+from twofold.model.quantised import QuantWeight, plain, quantise_base, quantise_model, sites
 from twofold.model.qwen3 import Qwen3
+from twofold.ops import quant
 
 Make = Callable[..., Qwen3]
 WIDE = dict(hidden_size=64, intermediate_size=96, head_dim=16, moe_intermediate_size=32)
@@ -126,3 +127,22 @@ def test_adapters_learn_on_a_quantised_base(moe: bool, make_model: Make) -> None
     lora.merge(model, "a")
     assert not any(isinstance(m, QuantWeight | lora.LoraLinear | lora.LoraExperts) for m in model.modules())
     torch.testing.assert_close(logits(model), adapted, atol=1e-5 * float(adapted.abs().max()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize(("kind", "error"), [("float32", 1e-5), ("float16", 0.01), ("int8", 0.1)])
+def test_adapters_on_a_packed_model(kind: quant.Kind, error: float, moe: bool, make_model: Make) -> None:
+    whole, packed = (make_model(moe, tie_word_embeddings=moe, **WIDE) for _ in range(2))
+    quantise_model(packed, kind)
+    without = logits(whole)
+    for model in (whole, packed):
+        lora.attach(model, "a", lora.LoraConfig(r=4, alpha=8))
+        for factor in lora.adapter_factors(model, "a").values():
+            torch.nn.init.constant_(factor.lora_B, 0.1)
+        lora.activate(model, "a")
+    with torch.no_grad():
+        adapted = logits(whole)
+        assert float((adapted - without).norm() / adapted.norm()) > 0.2
+        assert float((logits(packed) - adapted).norm() / adapted.norm()) < error
+    with pytest.raises(InputError, match="cannot be merged into a model packed for inference; load it without"):
+        lora.merge(packed, "a")
