@@ -276,7 +276,7 @@ class Engine:
         """One forward pass over what the scheduler chose; the new tokens of added requests, in order.
 
         Raises:
-            RuntimeError: the engine is asleep.
+            RuntimeError: the engine is asleep, or another adapter was activated under running samples.
         """
         if self._scheduler.running or self._scheduler.waiting:
             self._advance()
@@ -311,15 +311,13 @@ class Engine:
         """Have a cache of the right shape, on the model's device and in its type, and know the adapter in use."""
         if self.asleep:
             raise RuntimeError("the engine is asleep; call wake() first")
-        adapter = self.model.adapters.active
         if self._scheduler.running or self._scheduler.waiting:
-            if adapter is not self._adapter:
-                raise RuntimeError("another adapter was activated under running samples; finish or abort them first")
+            self._check_adapter()
             return
-        self._adapter = adapter
+        self._adapter = self.model.adapters.active
         if self._weights.changed():
             self._scheduler.blocks.flush()
-        self._replay.refresh(adapter is not None)
+        self._replay.refresh(self._adapter is not None)
         if self._sampler.device != self.device:
             self._sampler, self._free_slots = self._new_sampler(), []
         token_bytes = self.model.config.kv_bytes_per_token(self.model.attention_dtype.itemsize)
@@ -332,6 +330,10 @@ class Engine:
             if self._runner is None or not self._runner.fits(shape):
                 shape = paged_shape(self._cache_bytes(), token_bytes, size)
         self._use(shape)
+
+    def _check_adapter(self) -> None:
+        if self.model.adapters.active is not self._adapter:
+            raise RuntimeError("another adapter was activated under running samples; finish or abort them first")
 
     def _cache_bytes(self) -> int:
         if self.options.kv_bytes is not None:
@@ -353,6 +355,7 @@ class Engine:
 
     def _advance(self) -> None:
         """One forward pass and what follows from it. Whatever interrupts it, nothing is lost or held twice after it."""
+        self._check_adapter()
         if self._runner is None or self.asleep:
             self._restore_cache()
         assert self._runner is not None

@@ -414,6 +414,31 @@ def test_switching_adapters_keeps_what_each_computed(model):
     assert cached == [0, 0, 0, 32, 32, 32]
 
 
+def test_an_adapter_is_not_switched_under_running_samples(model):
+    model, request = copy.deepcopy(model), Request((3, 4, 5), SamplingParams(max_tokens=8, ignore_eos=True, seed=1))
+    attach(model, seed=1)
+    runner = engine(model)
+    expected = list(runner.stream(request))
+    for change in (lambda: lora.activate(model, None), lambda: replace_adapter(model)):
+        stream = runner.stream(request)
+        assert [next(stream) for _ in range(4)] == expected[:4]
+        change()
+        with pytest.raises(RuntimeError, match="another adapter was activated under running samples"):
+            next(stream)
+        runner.check_integrity()
+        assert not runner.has_work, "the stream has ended"
+        lora.activate(model, "x")
+    request_id = runner.add(request)
+    events = runner.step()
+    lora.activate(model, None)
+    with pytest.raises(RuntimeError, match="finish or abort them first"):
+        runner.step()
+    lora.activate(model, "x")
+    while runner.has_work:
+        events += runner.step()
+    assert {event.request_id for event in events} == {request_id} and len(events) == 8
+
+
 def test_entropies_only_where_they_are_wanted(model):
     request = Request((3, 4), SamplingParams(max_tokens=4))
     assert len(engine(model).generate([request])[0].entropies) > 0
