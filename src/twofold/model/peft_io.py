@@ -109,15 +109,15 @@ def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, sam
         )
     tensors, fingerprint = _read_weights(Path(folder) / WEIGHTS)
     rows = _token_rows(tensors, config, Path(folder) / WEIGHTS)
+    factors = _to_factors(model, tensors, config, Path(folder) / WEIGHTS)
+    _check_complete(all_places(model), factors, config, Path(folder) / WEIGHTS)
+    check_rows(model, rows, str(Path(folder) / WEIGHTS))
     here = base_fingerprint(model)
     if same_base and fingerprint and here and fingerprint != here:
         raise InputError(
             f"{Path(folder) / WEIGHTS}: the adapter was trained on other base weights, or is merged into these "
             f"already; load its base ({config.get('base_model_name_or_path') or 'not named'}) or pass same_base=False"
         )
-    factors = _to_factors(model, tensors, config, Path(folder) / WEIGHTS)
-    _check_complete(all_places(model), factors, config, Path(folder) / WEIGHTS)
-    check_rows(model, rows, str(Path(folder) / WEIGHTS))
     run = _one_run(model, rows, Path(folder) / WEIGHTS) if train and rows else None
     install(model, name, factors, rows)
     activate(model, name, train)

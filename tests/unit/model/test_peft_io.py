@@ -130,9 +130,8 @@ def test_an_adapter_for_another_base(make_model: Make, tmp_path: Path) -> None:
     ):
         model = make_model(**changes)
         names = list(model.state_dict())
-        rewrite(tmp_path, lambda tensors: None)  # drops the fingerprint, as PEFT's own files have none
         with pytest.raises(InputError, match=rf"adapter_model\.safetensors: .*{words}"):
-            peft_io.load_adapter(model, "a", tmp_path)
+            peft_io.load_adapter(model, "a", tmp_path)  # the same words for files of ours and of PEFT
         assert list(model.state_dict()) == names, "a refused adapter leaves the model as it was"
     peft_io.save_adapter(adapted(make_model(True)), "a", tmp_path)
     for experts in (3, 6):
