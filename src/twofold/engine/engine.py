@@ -222,7 +222,7 @@ class Engine:
         ids = [self._queue(request, done, quiet=True, index=index) for index, request in enumerate(requests)]
         try:
             while any(request_id in self._open for request_id in ids):
-                self._advance()
+                self.advance()
         finally:
             self.abort(ids)
         completions = [event.completion for event in done if event.completion is not None]
@@ -237,29 +237,28 @@ class Engine:
         sink: list[Event] = []
         request_id = self._queue(request, sink)
         try:
-            while request_id in self._open:
-                self._advance()
+            while sink or request_id in self._open:
+                if not sink:  # what another's step has made comes first
+                    self.advance()
                 made = [(event.token_id, event.forced) for event in sink if event.token_id is not None]
                 sink.clear()
                 yield from made
         finally:
             self.abort(request_id)
 
-    def add(self, request: Request, key: str | None = None) -> int:
-        """Queue a request with all its samples for ``step``.
+    def add(self, request: Request, key: str | None = None, sink: list[Event] | None = None) -> int:
+        """Queue a request with all its samples, and return its id.
 
         Args:
-            key: requests share cached prefixes only with those of the same key.
-
-        Returns:
-            The request's id.
+            key: requests share cached prefixes only with those of the same key. sink: where its events go, by
+                ``advance`` or whatever else steps; None: ``step`` returns them.
 
         Raises:
             InputError: what it asks for cannot be honoured, or is larger than the cache.
         """
         self._get_ready()
         self._check(request, "the request")
-        return self._queue(request, self._events, key=key)
+        return self._queue(request, self._events if sink is None else sink, key=key)
 
     def abort(self, request_ids: int | Collection[int]) -> None:
         """End the samples of a request, or of several; their slots and blocks are free at once, and the next ``step``
@@ -273,16 +272,32 @@ class Engine:
             self._emit(Event(sample.request_id, sample.sample_index, None, completion=completion))
 
     def step(self) -> list[Event]:
-        """One forward pass over what the scheduler chose; the new tokens of added requests, in order.
+        """``advance`` if there is something to do; the new tokens of requests added without a sink, in order."""
+        if self._scheduler.running or self._scheduler.waiting:
+            self.advance()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def advance(self) -> None:
+        """One forward pass for all requests, events to their sinks; an interruption loses and leaks nothing.
 
         Raises:
             RuntimeError: the engine is asleep, or another adapter was activated under running samples.
         """
-        if self._scheduler.running or self._scheduler.waiting:
-            self._advance()
-        events = list(self._events)
-        self._events.clear()
-        return events
+        self._check_state()
+        if self._runner is None:
+            self._restore_cache()
+        assert self._runner is not None
+        try:
+            self._run_step(self._runner)
+        except BaseException:  # Ctrl-C as well: blocks may have been taken that no sample knows of
+            shape = self._runner.shape
+            self._scheduler.restart(BlockManager(shape.blocks, shape.block_size, shape.whole))
+            for sample in self._scheduler.waiting:
+                if sample.slot >= 0:
+                    sample.tokens = self._sampler.tokens(sample.slot)
+            raise
 
     def _check(self, request: Request, name: str) -> None:
         """Refuse what cannot be honoured."""
@@ -296,8 +311,7 @@ class Engine:
     ) -> int:
         request_id, self._requests = self._requests, self._requests + 1
         extended = self.extends(request)
-        adapter = None if self._adapter is None else self._adapter.name
-        root = root_key(self.policy_version, adapter, extended, key)
+        root = root_key(self.policy_version, self._adapter and self._adapter.name, extended, key)
         self._open[request_id] = _Open(sink, request.params.n, quiet)
         self._loud += not quiet
         for number in range(request.params.n):
@@ -309,12 +323,12 @@ class Engine:
 
     def _get_ready(self, requests: Sequence[Request] = ()) -> None:
         """Have a cache of the right shape, on the model's device and in its type, and know the adapter in use."""
-        if self.asleep:
-            raise RuntimeError("the engine is asleep; call wake() first")
-        if self._scheduler.running or self._scheduler.waiting:
-            self._check_adapter()
+        under_way = self._scheduler.running or self._scheduler.waiting
+        if not under_way:
+            self._adapter = self.model.adapters.active
+        self._check_state()
+        if under_way:
             return
-        self._adapter = self.model.adapters.active
         if self._weights.changed():
             self._scheduler.blocks.flush()
         self._replay.refresh(self._adapter is not None)
@@ -331,7 +345,9 @@ class Engine:
                 shape = paged_shape(self._cache_bytes(), token_bytes, size)
         self._use(shape)
 
-    def _check_adapter(self) -> None:
+    def _check_state(self) -> None:
+        if self.asleep:
+            raise RuntimeError("the engine is asleep; call wake() first")
         if self.model.adapters.active is not self._adapter:
             raise RuntimeError("another adapter was activated under running samples; finish or abort them first")
 
@@ -353,22 +369,6 @@ class Engine:
             0, self.think, self.eos_ids, self.vocab_limit, self.device, self.grammars, self.options.entropies
         )
 
-    def _advance(self) -> None:
-        """One forward pass and what follows from it. Whatever interrupts it, nothing is lost or held twice after it."""
-        self._check_adapter()
-        if self._runner is None or self.asleep:
-            self._restore_cache()
-        assert self._runner is not None
-        try:
-            self._run_step(self._runner)
-        except BaseException:  # Ctrl-C as well: blocks may have been taken that no sample knows of
-            shape = self._runner.shape
-            self._scheduler.restart(BlockManager(shape.blocks, shape.block_size, shape.whole))
-            for sample in self._scheduler.waiting:
-                if sample.slot >= 0:
-                    sample.tokens = self._sampler.tokens(sample.slot)
-            raise
-
     @torch.no_grad()
     def _run_step(self, runner: Runner) -> None:
         batch = self._scheduler.schedule()
@@ -389,8 +389,6 @@ class Engine:
 
     def _restore_cache(self) -> None:
         """After ``sleep``, samples wait that are to go on."""
-        if self.asleep:
-            raise RuntimeError("the engine is asleep; call wake() first")
         token_bytes = self.model.config.kv_bytes_per_token(self.model.attention_dtype.itemsize)
         self._use(paged_shape(self._cache_bytes(), token_bytes, self.options.block_size or BLOCK))
 

@@ -4,6 +4,7 @@ import copy
 import importlib
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -357,6 +358,25 @@ def test_many_short_samples_get_a_block_each_and_a_server_gets_blocks_of_32(mode
     request = Request(tuple(range(3, 40)), SamplingParams(max_tokens=5))
     assert [run(runner, request)[1][place].cached_tokens for place in ((2, 0), (3, 0))] == [0, 32]
     assert runner.counters.blocks_total > 10 and runner.generate([request])[0].cached_tokens == 32
+
+
+def test_a_request_with_its_own_sink_runs_beside_others(model):
+    params = SamplingParams(temperature=1, max_tokens=6, n=2, ignore_eos=True)
+    request, other = Request((3, 4, 5), params), Request((9, 8), replace(params, n=1))
+    (alone, *_), runner, sink = engine(model).generate([other]), engine(model), []
+    stream = runner.stream(other)
+    begun = [next(stream)]
+    added = runner.add(other)
+    mine = runner.add(request, sink=sink)
+    while sum(event.completion is not None for event in sink) < 2:
+        runner.advance()
+    assert {event.request_id for event in sink} == {mine} and len(sink) == 12
+    theirs = runner.step()
+    assert {event.request_id for event in theirs} == {added} and len(theirs) == 6, "advance delivers nothing of others"
+    assert [token for token, _ in (*begun, *stream)] == alone.token_ids
+    sink.clear()
+    runner.abort(runner.add(request, sink=sink))
+    assert [event.completion.finish_reason for event in sink] == ["aborted"] * 2 and not runner.has_work
 
 
 def test_keys_keep_prefixes_apart(model):
