@@ -18,15 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from twofold.base.gguf_file import read_metadata
+from twofold.base.gguf_file import is_gguf, read_metadata
 from twofold.base.records import Completion, FinishReason, InputError, Message, Request, SamplingParams, ToolCall
 from twofold.engine.embed import embed, relevance
-from twofold.engine.engine import Engine, EngineOptions, ThinkTokens
+from twofold.engine.engine import Engine, EngineOptions, Event, ThinkTokens
 from twofold.engine.generation import config_warnings, sampling_defaults
 from twofold.engine.grammar import Grammars
 from twofold.model.config import ModelConfig
 from twofold.model.gguf_read import open_gguf
-from twofold.model.hf_config import config_values, read_generation_config
+from twofold.model.hf_config import read_generation_config, said_ends
 from twofold.model.inspect import tokenizer_warnings
 from twofold.model.quantised import load_quantised
 from twofold.model.weights import TensorSource, build, check_device, open_folder, resolve_dtype
@@ -112,7 +112,7 @@ class LLM:
         _check_path(self.path)
         kind, reason = resolve_dtype(dtype, check_device(device))
         logger.info("%s: computing in %s (%s)", self.path, kind, reason)
-        one_file = self.path.suffix.lower() == ".gguf"
+        one_file = is_gguf(self.path)
         load = _read_gguf if one_file else _read_folder
         self.tokenizer, self._renderer, self._generation, ends_said = load(self.path, policy)
         config: ModelConfig
@@ -330,8 +330,6 @@ class LLM:
         """Complete requests; samples with stop strings end where ``watch`` finds one."""
         if not any(request.params.stop for request in requests):
             return self.engine.generate(requests)
-        if self.engine.has_work:
-            raise RuntimeError("stop strings need the engine for themselves; finish the requests added to it first")
         samples = [
             (index, sample, replace(request, params=replace(request.params, n=1, seed=request.params.seed + sample)))
             for index, request in enumerate(requests)
@@ -341,21 +339,22 @@ class LLM:
         watches = [watch(request) for _, _, request in samples]
         lengths: dict[int, int] = {}  # tokens up to the one that completed a stop string
         done: dict[int, Completion] = {}
+        events: list[Event] = []
         try:
             for number, (_, _, request) in enumerate(samples):
-                running[self.engine.add(request)] = number
+                running[self.engine.add(request, sink=events)] = number
             while len(done) < len(samples):
-                for event in self.engine.step():
+                self.engine.advance()
+                for event in events:  # an abort adds its last event to those being read
                     number, token = running[event.request_id], event.token_id
                     if token is not None and number not in lengths and watches[number].stops_at(token):
                         lengths[number] = watches[number].tokens
                         self.engine.abort(event.request_id)
                     if event.completion is not None:
                         done[number] = _cut(event.completion, *samples[number][:2], lengths.get(number))
+                events.clear()
         finally:
             self.engine.abort(running)
-            if len(done) < len(samples):
-                self.engine.step()  # takes the last events of what was aborted
         return [done[number] for number in range(len(samples))]
 
     def _output(self, ids: list[int], completion: Completion, parsed: Parsed) -> ChatOutput:
@@ -454,10 +453,7 @@ _Read = tuple[Tokenizer, Renderer | InputError, dict[str, Any], list[tuple[str, 
 def _read_folder(folder: Path, policy: ChatPolicy | None) -> _Read:
     tokenizer = Tokenizer.from_folder(folder)
     renderer = _or_error(lambda: Renderer.from_pretrained(folder, policy))
-    generation = read_generation_config(folder)
-    files = {"generation_config.json": generation, "config.json": config_values(folder)}
-    said = [(f"{folder / name}: eos_token_id", values.get("eos_token_id")) for name, values in files.items()]
-    return tokenizer, renderer, generation, said
+    return tokenizer, renderer, read_generation_config(folder), said_ends(folder)
 
 
 def _read_gguf(path: Path, policy: ChatPolicy | None) -> _Read:

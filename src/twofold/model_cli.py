@@ -38,7 +38,7 @@ from twofold.model.weights import CONFIG, NO_HEAD, empty_model, match
 from twofold.recipes.folder import TYPES, save_folder
 from twofold.recipes.models import find_model
 from twofold.text.chat import Renderer, folder_template
-from twofold.text.gguf_tokenizer import tokenizer_from_gguf
+from twofold.text.gguf_tokenizer import gguf_ends, tokenizer_from_gguf
 from twofold.text.policy import POLICY_FILE, ChatPolicy
 from twofold.text.tokenizer import Tokenizer
 from twofold.text.view import html_view, terminal_view, view_file
@@ -71,7 +71,10 @@ def _read_gguf(path: Path) -> Checkpoint:
     try:
         config, source = open_gguf(path)
         match(empty_model(config, device="meta"), source)
-        warnings = tokenizer_warnings(tokenizer_from_gguf(source.file.metadata, str(path)), config)
+        tokenizer = tokenizer_from_gguf(source.file.metadata, str(path))
+        warnings = tokenizer_warnings(tokenizer, config)
+        if not gguf_ends(source.file.metadata, tokenizer, str(path)):
+            _ = tokenizer.eos_ids  # refuses where it knows none either
     except InputError as error:
         problem = str(error)
     return Checkpoint(str(path), "GGUF file", found.config, stored, found.chat_template, problem, tuple(warnings))

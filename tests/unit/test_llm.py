@@ -131,6 +131,16 @@ def test_bad_input_is_named(llm: LLM, call: Callable[[LLM], object], words: str)
         call(llm)
 
 
+def test_stop_strings_beside_an_open_stream(llm: LLM) -> None:
+    settings = {"max_tokens": 12, "temperature": 0.0}
+    alone = llm.chat(ASK, **settings, stop=["zzz"])
+    expected = list(llm.stream(ASK, **settings))
+    pieces = llm.stream(ASK, **settings)
+    first = next(pieces)
+    assert llm.chat(ASK, **settings, stop=["zzz"]).token_ids == alone.token_ids
+    assert [first, *pieces] == expected
+
+
 def test_arrays_and_tensors_are_token_lists(llm: LLM) -> None:
     ids = [3, 4, 5]
     [expected] = llm.score([ids])

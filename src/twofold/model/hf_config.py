@@ -357,3 +357,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     """The sampling defaults and token ids of a model folder; empty where it has none."""
     path = folder / "generation_config.json"
     return read_object(path, "") if path.is_file() else {}
+
+
+def said_ends(folder: Path) -> list[tuple[str, Any]]:
+    """What a folder's files say about the tokens that end a reply, as (where, value), for ``text.roles.end_ids``.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    files = {"generation_config.json": read_generation_config(folder), "config.json": config_values(folder)}
+    return [(f"{folder / name}: eos_token_id", values.get("eos_token_id")) for name, values in files.items()]

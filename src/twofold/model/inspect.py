@@ -18,11 +18,12 @@ from rich.markup import escape
 
 from twofold.base.records import InputError
 from twofold.model.config import ModelConfig
-from twofold.model.hf_config import model_type, read_config, read_generation_config
+from twofold.model.hf_config import model_type, read_config, said_ends
 from twofold.model.presets import PRESETS
 from twofold.model.rope import attention_factor
 from twofold.model.weights import NO_HEAD, FolderSource, empty_model, fitted, match, resolve_dtype
 from twofold.text.chat import folder_template
+from twofold.text.roles import end_ids
 from twofold.text.tokenizer import Tokenizer
 
 Row = tuple[str, str]
@@ -64,8 +65,10 @@ def read_folder(folder: Path) -> Checkpoint:
             stored[entry.dtype] = count + 1, size + entry.end - entry.begin
         headless, config = source.headless, fitted(config, source)
         match(empty_model(config, device="meta"), source)
-        warnings = tokenizer_warnings(Tokenizer.from_folder(folder), config)
-        read_generation_config(folder)
+        tokenizer = Tokenizer.from_folder(folder)
+        warnings = tokenizer_warnings(tokenizer, config)
+        if not end_ids(said_ends(folder), config.vocab_size):
+            _ = tokenizer.eos_ids  # refuses where it knows none either
     except InputError as error:
         problem = str(error)
     try:

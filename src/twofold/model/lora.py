@@ -18,7 +18,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from twofold.base.config import Config
@@ -44,7 +44,7 @@ class LoraConfig(Config):
     """
 
     r: int = 16
-    alpha: float = 32.0
+    alpha: float = Field(default=32.0, allow_inf_nan=False)
     rslora: bool = False
     targets: tuple[str, ...] = DEFAULT_TARGETS
 

@@ -373,8 +373,13 @@ def save_weights(model: Qwen3, folder: Path, max_shard_bytes: int = MAX_SHARD_BY
     A model of up to ``max_shard_bytes`` becomes one file, a larger one shards with an index. Everything is written
     and flushed under temporary names first, so that a failure leaves what was there; config.json comes last, so that
     a folder caught in the middle is refused rather than read as a mixture.
+
+    Raises:
+        InputError: a model packed for inference, which no longer has its weights as they were.
     """
     tensors = to_hf(model)
+    if to_hf(empty_model(model.config, device="meta")).keys() - tensors.keys():
+        raise InputError("a model packed for inference cannot be saved; load it without quantize")
     shards = _shards(tensors, max_shard_bytes)
     values = config_to_hf(model.config, model.model.embed_tokens.weight.dtype)
     weight_map = {name: file for file, names in shards.items() for name in names}

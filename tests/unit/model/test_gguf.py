@@ -322,10 +322,11 @@ def test_models_that_are_not_ours_are_named(tokenizer: Tokenizer, tmp_path: Path
 
 
 @pytest.mark.parametrize("template", [5, ["a"]])
-def test_a_template_that_is_no_text_is_none(tokenizer: Tokenizer, tmp_path: Path, template: Any) -> None:
+def test_a_template_that_is_no_text_is_refused(tokenizer: Tokenizer, tmp_path: Path, template: Any) -> None:
     gguf_write.save_gguf(make(tokenizer), tokenizer, tmp_path / "model.gguf", "f16", "", "x")
     altered(tmp_path / "model.gguf", tmp_path / "odd.gguf", {"tokenizer.chat_template": template})
-    assert describe_gguf(tmp_path / "odd.gguf").chat_template is None
+    with pytest.raises(InputError, match=r"odd.gguf: tokenizer.chat_template must be a string"):
+        describe_gguf(tmp_path / "odd.gguf")
 
 
 def test_types_that_cannot_be_read_are_named_but_described(

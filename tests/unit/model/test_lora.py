@@ -79,6 +79,11 @@ def test_merging_equals_applying_and_leaves_a_plain_model(moe: bool, config: Lor
         lora.merge(model, "a")
 
 
+def test_alpha_is_a_number() -> None:
+    with pytest.raises(ValueError, match="finite number"):
+        LoraConfig(alpha=float("nan"))
+
+
 def test_the_update_is_alpha_over_r_times_B_A_on_the_rows_of_its_part(make_model: Make) -> None:
     model, twin = make_model(), make_model()
     lora.attach(model, "a", LoraConfig(r=2, alpha=6, targets=("v_proj",)))

@@ -75,6 +75,15 @@ def test_the_head_may_stay(make_model: Make) -> None:
     assert model.packed_head is None and model.model.embed_tokens.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("head", [True, False])
+def test_a_packed_model_is_not_saved_without_its_matrices(head: bool, make_model: Make, tmp_path: Path) -> None:
+    model = make_model()
+    quantise_model(model, head=head)
+    with pytest.raises(InputError, match="packed for inference cannot be saved"):
+        save_weights(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_refusals(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="cannot quantise to 'int3'; use one of int8, float16, float32"):
         quantise_model(make_model(), "int3")
