@@ -256,7 +256,8 @@ def _role_keys(tokenizer: Tokenizer, ends: tuple[int, ...]) -> dict[str, int]:
     named = [ends[0], *(i for i in ends[1:] if i not in known)]
     if len(named) > len(_ENDS):
         raise InputError(f"llama.cpp has room for {len(_ENDS)} end tokens, this model has {len(named)}; name fewer")
-    keys = {"bos_token_id": bos, "padding_token_id": pad, **dict(zip(_ENDS, named, strict=False))}
+    further = dict(zip(_ENDS[1:], named[1:], strict=False))
+    keys = {"bos_token_id": bos, "eos_token_id": named[0], "padding_token_id": pad, **further}
     return {key: i for key, i in keys.items() if i is not None}
 
 
