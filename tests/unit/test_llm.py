@@ -357,6 +357,7 @@ def test_texts_begin_with_the_token_that_the_tokenizer_puts_there(folder: Path, 
     want = llm.generate([[bos, *llm.tokenizer.encode("sum 48")]], GREEDY)
     assert llm.generate(["sum 48"], GREEDY) == want != LLM(folder).generate(["sum 48"], GREEDY)
     assert token_lists(llm, "sum 48") == [[bos, *llm.tokenizer.encode("sum 48")]]
+    assert token_lists(llm, "sum 48", begin=False) == [llm.tokenizer.encode("sum 48")]
     assert llm.renderer.prompt_ids(ASK)[0] == llm.tokenizer.im_start
 
 

@@ -75,7 +75,7 @@ def prepare_completion(llm: LLM, request: CompletionRequest, warnings: Sequence[
     Raises:
         ApiError: 400, naming the field that cannot be honoured.
     """
-    prompts = token_lists(llm, request.prompt)
+    prompts = token_lists(llm, request.prompt, request.add_special_tokens)
     if request.max_tokens == 0 and not request.echo:
         raise bad_request("max_tokens 0 makes sense only with echo", "max_tokens")
     best_of = request.best_of if request.best_of is not None else request.n
@@ -131,13 +131,14 @@ def prompt_ids(llm: LLM, request: ChatRequest, plan: ToolPlan, thinking: Thinkin
     return rendered.token_ids[: len(rendered.parts) - 1 - rendered.parts[::-1].index("eot")]
 
 
-def token_lists(llm: LLM, given: str | Sequence[Any]) -> list[list[int]]:
-    """Prompts of the old API: a text, several, token ids, or several lists of them."""
+def token_lists(llm: LLM, given: str | Sequence[Any], begin: bool = True) -> list[list[int]]:
+    """Prompts of the old API: a text, several, token ids, or several lists of them. begin: texts after a BOS."""
     if isinstance(given, str):
         given = [given]
     if given and all(isinstance(item, int) for item in given):
         return [list(given)]
-    lists = [llm.tokenizer.encode_prompt(item) if isinstance(item, str) else list(item) for item in given]
+    encode = llm.tokenizer.encode_prompt if begin else llm.tokenizer.encode_with_special
+    lists = [encode(item) if isinstance(item, str) else list(item) for item in given]
     if not lists or not all(lists):
         raise bad_request("there is an empty prompt; give at least one token", "prompt")
     return lists

@@ -22,7 +22,7 @@ Json = dict[str, Any]
 NO_EFFECT = frozenset(
     ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"]
 )
-# Fields of which one value says what happens anyway.
+# Fields of which one value says what happens anyway, in bodies that have no such field.
 ONLY: dict[str, Any] = {
     "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
@@ -150,9 +150,10 @@ class ChatRequest(SamplingFields):
 
 
 class CompletionRequest(SamplingFields):
-    """``POST /v1/completions``: plain text is continued."""
+    """``POST /v1/completions``: plain text is continued. add_special_tokens: after the model's BOS, if it has one."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    add_special_tokens: bool = True
     max_tokens: int | None = Field(default=None, ge=0)
     echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -175,10 +176,11 @@ class EmbeddingRequest(Body):
 
 
 class TokenizeRequest(Body):
-    """``POST /tokenize``: a text, or a conversation as it would be rendered."""
+    """``POST /tokenize``: a text, after the model's BOS if it has one, or a conversation as it would be rendered."""
 
     model: str | None = None
     prompt: str | None = None
+    add_special_tokens: bool = True
     messages: list[Json] | None = None
     tools: list[Json] | None = None
     add_generation_prompt: bool | None = None
@@ -212,7 +214,7 @@ def read_body(kind: type[B], data: bytes, thinking: bool = False) -> tuple[B, Js
     controls = {name: fields.pop(name) for name in sorted(ROOTS & fields.keys())} if thinking else {}
     idle = sorted(NO_EFFECT & fields.keys())
     fields = {name: value for name, value in fields.items() if name not in idle}
-    for name in sorted(ONLY.keys() & fields.keys()):
+    for name in sorted((ONLY.keys() & fields.keys()).difference(_names(kind))):
         if (value := fields.pop(name)) != ONLY[name]:
             raise bad_request(f"{name} can only be {json.dumps(ONLY[name])}, got {value!r:.40}", name)
     for name in fields:

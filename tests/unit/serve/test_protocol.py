@@ -30,6 +30,17 @@ def test_a_literal_extra_body_is_merged() -> None:
         chat(top_p=0.5, extra_body={"top_p": 0.6})
 
 
+def test_special_tokens_before_a_text_are_a_choice_and_in_a_chat_the_templates() -> None:
+    for value in (True, False):
+        body, _, warnings = read_body(
+            CompletionRequest, json.dumps({"prompt": "a", "add_special_tokens": value}).encode()
+        )
+        assert body.add_special_tokens is value and warnings == []
+    assert chat(add_special_tokens=False)[2] == []
+    with pytest.raises(ApiError, match="add_special_tokens can only be false"):
+        chat(add_special_tokens=True)
+
+
 def test_null_is_absent_and_what_has_no_effect_is_said() -> None:
     body, _, warnings = chat(temperature=None, frobnicate=None, user="me", metadata={}, skip_special_tokens=True)
     assert body.temperature is None
