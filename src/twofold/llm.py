@@ -28,14 +28,14 @@ from twofold.model.config import ModelConfig
 from twofold.model.gguf_read import open_gguf
 from twofold.model.hf_config import read_generation_config, said_ends
 from twofold.model.inspect import tokenizer_warnings
+from twofold.model.peft_io import CONFIG as ADAPTER
 from twofold.model.quantised import load_quantised
-from twofold.model.weights import TensorSource, build, check_device, open_folder, resolve_dtype
+from twofold.model.weights import CONFIG, TensorSource, build, check_device, open_folder, resolve_dtype
 from twofold.text.chat import Renderer
 from twofold.text.gguf_tokenizer import gguf_ends, gguf_template, tokenizer_from_gguf
 from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse
 from twofold.text.policy import ChatPolicy
 from twofold.text.retrieval import DEFAULT_TASK, embedding_ids, query_text, rerank_ids, yes_no_ids
-from twofold.text.roles import end_ids
 from twofold.text.stops import StopMatcher
 from twofold.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -118,6 +118,7 @@ class LLM:
         config: ModelConfig
         source: TensorSource
         config, source = open_gguf(self.path) if one_file else open_folder(self.path)
+        ends = self.tokenizer.ends(ends_said, config.vocab_size)
         if quantize is None:
             self.model = build(config, source, kind, device)
         else:
@@ -128,7 +129,6 @@ class LLM:
             logger.info("%s: %s", self.path, self.model.config.context.describe())
         for warning in (*tokenizer_warnings(self.tokenizer, self.model.config), *config_warnings(self._generation)):
             logger.warning("%s: %s", self.path, warning)
-        ends = end_ids(ends_said, self.model.config.vocab_size) or self.tokenizer.eos_ids
         self.engine = Engine(
             self.model,
             ends,
@@ -378,7 +378,7 @@ def _check_path(path: Path) -> None:
     """Refuse what is not there, and an adapter by its name."""
     if not path.exists():
         raise InputError(f"{path} does not exist; give a model folder or a .gguf file, downloaded before")
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    if (path / ADAPTER).is_file() and not (path / CONFIG).is_file():
         advice = "load the model it was made for, then peft_io.load_adapter(llm.model, folder)"
         raise InputError(f"{path} is an adapter, not a model; {advice}")
 

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from twofold.base.files import write_text
-from twofold.base.gguf_file import is_gguf
+from twofold.base.gguf_file import is_gguf, name_of
 from twofold.base.records import InputError
 from twofold.data.corpus import pydoc_topic_documents, python_stdlib_documents
 from twofold.eval.quality import Quality, compare, windows_of
@@ -28,10 +28,8 @@ from twofold.llm import LLM
 from twofold.model.gguf_config import describe_gguf
 from twofold.model.gguf_read import open_gguf, require_package
 from twofold.model.gguf_write import KINDS, save_gguf
-from twofold.model.hf_config import read_object
 from twofold.model.inspect import Checkpoint, describe, read_folder, show, tokenizer_warnings
 from twofold.model.lora import merge
-from twofold.model.peft_io import CONFIG as ADAPTER
 from twofold.model.peft_io import load_adapter
 from twofold.model.safetensors_io import DTYPES
 from twofold.model.weights import CONFIG, NO_HEAD, empty_model, match
@@ -73,8 +71,7 @@ def _read_gguf(path: Path) -> Checkpoint:
         match(empty_model(config, device="meta"), source)
         tokenizer = tokenizer_from_gguf(source.file.metadata, str(path))
         warnings = tokenizer_warnings(tokenizer, config)
-        if not gguf_ends(source.file.metadata, tokenizer, str(path)):
-            _ = tokenizer.eos_ids  # refuses where it knows none either
+        tokenizer.ends([(str(path), list(gguf_ends(source.file.metadata, tokenizer, str(path))))], config.vocab_size)
     except InputError as error:
         problem = str(error)
     return Checkpoint(str(path), "GGUF file", found.config, stored, found.chat_template, problem, tuple(warnings))
@@ -115,7 +112,7 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
     notes = [f"{path} has {NO_HEAD}; in {out} the embedding is the head"] if checkpoint.headless else []
     try:
         if as_gguf:
-            kept = save_gguf(llm.model, tokenizer, out, kind, template, _name(path), llm.engine.eos_ids)
+            kept = save_gguf(llm.model, tokenizer, out, kind, template, name_of(path), llm.engine.eos_ids)
             if kept:
                 notes.append(f"{len(kept)} tensors are F16: their rows are no multiple of 32, which {kind} needs")
         else:
@@ -221,11 +218,10 @@ def _merge(llm: LLM, adapter: Path, tokenizer: Tokenizer, any_base: bool) -> Non
         load_adapter(llm.model, "adapter", adapter, same_base=not any_base)
     except InputError as error:
         raise InputError(str(error).replace("pass same_base=False", "add --any-base")) from None
-    indices = read_object(adapter / ADAPTER, "").get("trainable_token_indices") or {}
-    ids = [i for rows in (indices.values() if isinstance(indices, dict) else [indices]) for i in rows]
-    if max(ids, default=-1) >= tokenizer.vocab_size:
+    last = max((i for rows in llm.model.adapters.named["adapter"].rows for i in rows.ids), default=-1)
+    if last >= tokenizer.vocab_size:
         raise InputError(
-            f"{adapter} has a row for token {max(ids)}, the tokenizer only {tokenizer.vocab_size} tokens; put the "
+            f"{adapter} has a row for token {last}, the tokenizer only {tokenizer.vocab_size} tokens; put the "
             "tokenizer that the adapter was trained with into its folder"
         )
     merge(llm.model, "adapter")
@@ -244,12 +240,6 @@ def _check_place(out: Path, as_gguf: bool) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = "may not be written to" if place.is_dir() else "is no folder"
         raise InputError(f"{out} cannot be written: {place} {why}; choose another place")
-
-
-def _name(path: Path) -> str:
-    """What a file made from this checkpoint calls itself; a folder's name may have dots in it."""
-    whole = path.resolve()
-    return whole.stem if is_gguf(whole) else whole.name
 
 
 def _unwritable(out: Path, error: OSError) -> InputError:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes, and JSON Lines.
+"""Files that are either whole or absent: atomic writes, hashes, JSON and JSON Lines.
 
 Every file Twofold writes goes through here: a temporary name beside the target, fsync, rename. Imports no torch.
 """
@@ -12,6 +12,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from twofold.base.records import InputError
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Reading of a file or folder that somebody named: what the system refuses becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -42,6 +53,25 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_json_object(path: Path, broken: str) -> dict[str, Any]:
+    """Read one JSON object that somebody else wrote.
+
+    Args:
+        broken: what the message says of other contents, after the path, with {} for what is wrong.
+
+    Raises:
+        InputError: the file cannot be read or holds something else.
+    """
+    with readable(path):
+        try:
+            values = read_json(path)
+        except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, numbers without end
+            raise InputError(f"{path} {broken.format(error)}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} {broken.format('it holds no JSON object')}")
+    return values
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

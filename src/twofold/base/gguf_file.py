@@ -109,6 +109,12 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf"
 
 
+def name_of(path: Path) -> str:
+    """What a checkpoint calls itself, by its file or folder; a folder's name may have dots in it."""
+    whole = path.resolve()
+    return whole.stem if is_gguf(whole) else whole.name
+
+
 def read_gguf(path: Path) -> GGUFFile:
     """Read the header; no tensor data.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from twofold.base.files import read_json, write_json
+from twofold.base.files import read_json, read_json_object, readable, write_json
 from twofold.base.records import InputError
 from twofold.model.config import LARGEST, ModelConfig
 
@@ -80,18 +80,11 @@ def config_values(folder: Path) -> dict[str, Any]:
 
 def read_object(path: Path, absent: str) -> dict[str, Any]:
     """A JSON object; InputError with the words of ``absent`` where there is no file, or naming what is wrong."""
-    try:
+    with readable(path):
         there = path.is_file()
-        values = read_json(path) if there else None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, numbers without end
-        raise InputError(f"{path} is damaged: {error}; copy or download it again") from None
     if not there:
         raise InputError(absent)
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is damaged: it holds no JSON object; copy or download it again")
-    return values
+    return read_json_object(path, "is damaged: {}; copy or download it again")
 
 
 def config_from_hf(values: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -273,7 +266,8 @@ def _own(values: Mapping[str, Any], keys: tuple[str, ...], origin: str) -> dict[
 def _lengths(rope: Mapping[str, Any], origin: str) -> dict[str, int]:
     """native and target, in tokens, from the original length and the factor."""
     native, factor = (_required(rope, key, origin) for key in ("original_max_position_embeddings", "factor"))
-    if not (isinstance(native, int) and isinstance(factor, int | float) and 0 < native <= LARGEST >= factor >= 1):
+    length = isinstance(native, int) and 0 < native <= LARGEST
+    if not length or not isinstance(factor, int | float) or not 1 <= factor <= LARGEST:
         raise InputError(f"{origin}: original_max_position_embeddings = {native!r} and factor = {factor!r} do not fit")
     target = round(native * factor)
     if target / native != factor:
@@ -360,7 +354,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def said_ends(folder: Path) -> list[tuple[str, Any]]:
-    """What a folder's files say about the tokens that end a reply, as (where, value), for ``text.roles.end_ids``.
+    """What a folder's files say about the tokens that end a reply, as (where, value), for ``Tokenizer.ends``.
 
     Raises:
         InputError: a file cannot be read.

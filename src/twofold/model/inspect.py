@@ -23,7 +23,6 @@ from twofold.model.presets import PRESETS
 from twofold.model.rope import attention_factor
 from twofold.model.weights import NO_HEAD, FolderSource, empty_model, fitted, match, resolve_dtype
 from twofold.text.chat import folder_template
-from twofold.text.roles import end_ids
 from twofold.text.tokenizer import Tokenizer
 
 Row = tuple[str, str]
@@ -67,8 +66,7 @@ def read_folder(folder: Path) -> Checkpoint:
         match(empty_model(config, device="meta"), source)
         tokenizer = Tokenizer.from_folder(folder)
         warnings = tokenizer_warnings(tokenizer, config)
-        if not end_ids(said_ends(folder), config.vocab_size):
-            _ = tokenizer.eos_ids  # refuses where it knows none either
+        tokenizer.ends(said_ends(folder), config.vocab_size)
     except InputError as error:
         problem = str(error)
     try:

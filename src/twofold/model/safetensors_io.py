@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from twofold.base.files import readable
 from twofold.base.records import InputError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # what a model can be filled from
@@ -44,13 +45,11 @@ def read_header(path: Path) -> dict[str, Entry]:
     Raises:
         InputError: no such file, or one whose header and length do not agree (a truncated download).
     """
-    try:
+    with readable(path):
         size = path.stat().st_size
         with open(path, "rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             text = handle.read(length) if 8 + length <= size and length <= _MAX_HEADER_BYTES else None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     if text is None or size < 8:
         raise InputError(f"{path} is damaged: there is no whole header in its {size} bytes; {_AGAIN}")
     start = 8 + length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from twofold.base.files import readable
 from twofold.base.gguf_file import is_gguf
 from twofold.base.records import InputError
 
@@ -21,11 +22,9 @@ def find_model(folder: Path) -> Path:
     Raises:
         InputError: neither; the message says what to run.
     """
-    try:
+    with readable(folder):
         if is_checkpoint(folder):
             return folder
-    except OSError as error:  # a folder that may not be looked into
-        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
     if folder.is_file():
         raise InputError(
             f"{folder} is neither a model folder nor a .gguf file; of weights, give the folder they lie in"

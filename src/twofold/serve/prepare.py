@@ -137,8 +137,7 @@ def token_lists(llm: LLM, given: str | Sequence[Any], begin: bool = True) -> lis
         given = [given]
     if given and all(isinstance(item, int) for item in given):
         return [list(given)]
-    encode = llm.tokenizer.encode_prompt if begin else llm.tokenizer.encode_with_special
-    lists = [encode(item) if isinstance(item, str) else list(item) for item in given]
+    lists = [llm.tokenizer.encode_prompt(item, begin) if isinstance(item, str) else list(item) for item in given]
     if not lists or not all(lists):
         raise bad_request("there is an empty prompt; give at least one token", "prompt")
     return lists

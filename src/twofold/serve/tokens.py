@@ -33,9 +33,7 @@ def tokenize(
         if body.messages is None:
             if controls or body.tools or body.continue_final_message or body.add_generation_prompt:
                 raise bad_request("tools and thinking controls go with messages, not with prompt")
-            tokenizer = service.llm.tokenizer
-            encode = tokenizer.encode_prompt if body.add_special_tokens else tokenizer.encode_with_special
-            ids = encode(body.prompt or "")
+            ids = service.llm.tokenizer.encode_prompt(body.prompt or "", body.add_special_tokens)
         else:
             chat = ChatRequest(
                 messages=body.messages,

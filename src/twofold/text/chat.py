@@ -16,7 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from twofold.base.gguf_file import read_metadata
+from twofold.base.files import readable
+from twofold.base.gguf_file import is_gguf, read_metadata
 from twofold.base.records import InputError, Message
 from twofold.text.families import recognise, template_difference
 from twofold.text.gguf_tokenizer import gguf_template, tokenizer_from_gguf
@@ -116,7 +117,7 @@ class Renderer:
             InputError: a file is missing or damaged, or the template is none of the families.
         """
         folder = Path(folder)
-        if folder.suffix == ".gguf":
+        if is_gguf(folder):
             metadata = read_metadata(folder)
             tokenizer = tokenizer_from_gguf(metadata, str(folder))
             return cls.from_parts(tokenizer, gguf_template(metadata, str(folder)), policy)
@@ -318,10 +319,8 @@ def folder_template(folder: Path) -> str | None:
     """Text of the folder's chat template: its own file, or inside tokenizer_config.json (there may be several)."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        try:
+        with readable(path):
             return path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
     config = folder / "tokenizer_config.json"
     template = read_settings(config).get("chat_template")
     try:

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from twofold.base.files import read_json, write_json
+from twofold.base.files import read_json_object, write_json
 from twofold.base.records import InputError
 
 POLICY_FILE = "chat_policy.json"
@@ -141,14 +141,12 @@ def read_chat_policy(folder: Path) -> tuple[ChatPolicy, str] | None:
     path = Path(folder) / POLICY_FILE
     if not path.is_file():
         return None
+    values = read_json_object(path, "is not a chat policy ({}); save the checkpoint again")
     try:
-        values = dict(read_json(path))
         template, stated = values.pop("template"), values.pop("template_sha256")
         policy = ChatPolicy(**values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a chat policy ({error}); save the checkpoint again") from None
     if not isinstance(template, str) or template_hash(template) != stated:

@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from twofold.base.files import read_json, write_json
+from twofold.base.files import read_json_object, write_json
 from twofold.base.records import InputError
 
 _NAMED = ("bos", "eos", "pad", "unk")
@@ -87,17 +87,8 @@ def write_roles(
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no such file; InputError where it cannot be read."""
-    if not path.is_file():
-        return {}
-    try:
-        values = read_json(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a readable {path.name} ({error}); copy the file again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a readable {path.name} (it holds no JSON object); copy the file again")
-    return values
+    broken = f"is not a readable {path.name} ({{}}); copy the file again"
+    return read_json_object(path, broken) if path.is_file() else {}
 
 
 def end_ids(said: Iterable[tuple[str, Any]], rows: int) -> tuple[int, ...]:

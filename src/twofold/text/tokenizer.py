@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -24,7 +25,7 @@ from twofold.base.files import write_json, write_text
 from twofold.base.records import InputError
 from twofold.text.messages import check_unicode
 from twofold.text.ranks import merges_of, read_ranks
-from twofold.text.roles import Roles, beginning, read_roles, write_roles
+from twofold.text.roles import Roles, beginning, end_ids, read_roles, write_roles
 
 PRETOKENIZE_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -255,13 +256,13 @@ class Tokenizer:
         """Encode text written by the program itself: spellings of control tokens become those tokens."""
         return _encode(self._full, text).ids
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """``encode_with_special`` for a text from its beginning: ``bos_id`` comes first, if there is one.
+    def encode_prompt(self, text: str, begin: bool = True) -> list[int]:
+        """``encode_with_special`` for a text from its beginning: ``bos_id`` comes first, if there is one and ``begin``.
 
         A text that spells it at its beginning, as chat templates do, gets no second one.
         """
         ids = self.encode_with_special(text)
-        return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+        return ids if not begin or self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD.
@@ -363,6 +364,17 @@ class Tokenizer:
                 "GGUF file, as tokenizer.ggml.eos_token_id"
             )
         return tuple(usual)
+
+    def ends(self, said: Iterable[tuple[str, Any]], rows: int) -> tuple[int, ...]:
+        """The tokens that end a reply of a model with ``rows`` rows: by its files, or else ``eos_ids``.
+
+        Args:
+            said: what files say, as (where, value), the weightier first.
+
+        Raises:
+            InputError: a value is no id of a token, or no end is known.
+        """
+        return end_ids(said, rows) or self.eos_ids
 
     @property
     def bos(self) -> str | None:

@@ -473,23 +473,6 @@ def test_another_template_than_the_trained_one_is_shown(tokenizer: Tokenizer, tm
     assert renderer.policy == ChatPolicy()
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_policy.json", "tokenizer_config.json"])
-def test_files_that_may_not_be_read(
-    name: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Renderer(tokenizer).save(tmp_path)
-    read = Path.read_text
-
-    def refuse(path: Path, *args: Any, **options: Any) -> str:
-        if path.name == name:
-            raise PermissionError(13, "Permission denied")
-        return read(path, *args, **options)
-
-    monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(InputError, match=rf"{name} cannot be read: Permission denied"):
-        Renderer.from_pretrained(tmp_path)
-
-
 def test_templates_inside_tokenizer_config(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path, CHAT_TEMPLATE)
     (tmp_path / "chat_template.jinja").unlink()

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from twofold.base.records import InputError
+from twofold.text.chat import Renderer
 from twofold.text.policy import FAMILIES, ChatPolicy, read_chat_policy, template_hash, write_chat_policy
+from twofold.text.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,20 @@ def test_no_policy_at_all_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "chat_policy.json").write_text(text)
     with pytest.raises(InputError, match="not a chat policy"):
         read_chat_policy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_policy.json", "tokenizer_config.json"])
+def test_files_that_may_not_be_read(
+    name: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Renderer(tokenizer).save(tmp_path)
+    read = Path.read_text
+
+    def refuse(path: Path, *args: Any, **options: Any) -> str:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied")
+        return read(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(InputError, match=rf"{name} cannot be read: Permission denied"):
+        Renderer.from_pretrained(tmp_path)
