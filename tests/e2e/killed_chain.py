@@ -19,8 +19,10 @@ from twofold.recipes import tiny
 from twofold.recipes.chain import Chain, Stage, StageContext
 from twofold.recipes.corpus import build_data
 from twofold.recipes.distill import OnPolicyConfig, on_policy
-from twofold.recipes.post import RLStageConfig, finish, hard_families, query_pool, train_rl
+from twofold.recipes.post import RLStageConfig, finish, hard_families, train_rl
 from twofold.recipes.pretrain import ModelShape, pretrain
+from twofold.tasks.base import sample_items
+from twofold.tasks.query import single
 from twofold.train import loop
 from twofold.train.loop import OptimConfig
 
@@ -35,9 +37,11 @@ def even_reward(trajectory: Trajectory) -> dict[str, float]:
 
 
 def small_rl(context: StageContext) -> None:
-    start = context.inputs["s1"]
+    (start,) = context.inputs.values()
     policy = LLM(start, exact=True)
-    queries = query_pool(hard_families(), 8, context.seed, set())
+    tasks = {task.name: task for task in hard_families()}
+    items = sample_items(list(tasks.values()), 8 * len(tasks), context.seed, "train")
+    queries = [single(item, tasks[item.family]) for item in items]
     finish(policy, context, train_rl(context, policy, queries, even_reward, start))
 
 
@@ -62,13 +66,15 @@ def build() -> Chain:
         ),
         optim=ADAM,
     )
-    opd = OnPolicyConfig(distill=DistillConfig(steps=12, queries_per_step=8, max_tokens=24), optim=ADAM, queries=40)
+    opd = OnPolicyConfig(distill=DistillConfig(steps=12, queries_per_step=8, max_tokens=24), optim=ADAM)
+    longer = rl.model_copy(update={"rl": rl.rl.model_copy(update={"steps": 10})})
     stages = [
         Stage("data", "data", data, (), build_data),
         Stage("s1", "pre-training", s1, ("data",), pretrain),
         Stage("general_rl", "RL", rl, ("s1",), small_rl),
         Stage("student_sft", "another start", s1.model_copy(update={"tokens": 9_000}), ("data",), pretrain),
-        Stage("opd", "distillation", opd, ("student_sft", "general_rl"), on_policy),
+        Stage("student_rl", "what distillation may cost", longer, ("student_sft",), small_rl),
+        Stage("opd", "distillation", opd, ("student_sft", "general_rl", "student_rl"), on_policy),
     ]
     return Chain("killed", stages, seed=0, config=Config())
 

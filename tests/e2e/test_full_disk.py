@@ -33,7 +33,7 @@ def namespaces_work(folder: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("small", "finished"), [("3m", []), ("14200k", ["data"])], ids=["in-data", "later"])
+@pytest.mark.parametrize(("small", "finished"), [("3m", []), ("14600k", ["data"])], ids=["in-data", "later"])
 def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path: Path, small: str, finished: list[str]) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -46,12 +46,15 @@ class Document:
     licence: str
 
 
-def split_documents(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
-    """Split into (train, held out) by the id before ``#``, so that parts of one file stay on one side."""
+def split_documents(documents: Iterable[Document], salt: str = "") -> tuple[list[Document], list[Document]]:
+    """Split into (train, held out) by the id before ``#``, so that parts of one file stay on one side.
+
+    salt: another one holds out other documents, so that what settings were chosen on is not what they are judged on.
+    """
     train: list[Document] = []
     test: list[Document] = []
     for document in documents:
-        (test if held_out(document.id.split("#")[0]) else train).append(document)
+        (test if held_out(salt + document.id.split("#")[0]) else train).append(document)
     return train, test
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 
 from twofold.episodes.play import Trajectory
-from twofold.tasks.instruct import follows_instruction
+from twofold.tasks.instruct import follows_style
 
 
 def reasoning_reward(trajectory: Trajectory) -> dict[str, float]:
@@ -33,15 +33,15 @@ def general_reward(trajectory: Trajectory) -> dict[str, float]:
     query, final = trajectory.query, trajectory.final
     if final is None or trajectory.truncated or final.errors or not trajectory.followed_mode:
         return {"mode": 0.0}
-    if query.kind in ("format", "length"):
-        follows = float(follows_instruction(query.item, trajectory.answer))
-        return {"mode": 0.2, "instruction": 0.4 * follows, "correct": 0.4 * trajectory.correct}
+    if query.kind.startswith("style"):
+        follows = float(follows_style(query.item, trajectory.answer))
+        return {"mode": 0.2, "style": 0.4 * follows, "correct": 0.4 * trajectory.correct}
     if query.kind == "tool":
         called = float(bool(trajectory.tool_results) and not trajectory.tool_results[0].startswith("error"))
         return {"mode": 0.1, "tool_call": 0.3 * called, "correct": 0.6 * trajectory.correct}
     if query.mode == "no_think" and query.task.step_by_step:
         return {"mode": 1.0}
-    if query.kind == "reference":
+    if query.kind.startswith("order"):
         return {"mode": 0.2, "reference": 0.8 * reference_similarity(trajectory.answer, query.item.answer)}
     return {"mode": 0.4, "correct": 0.6 * trajectory.correct}
 

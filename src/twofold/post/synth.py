@@ -20,12 +20,12 @@ from twofold.data.tasktext import item_text
 from twofold.engine.engine import Engine
 from twofold.episodes.play import play
 from twofold.tasks.base import Item, Task
-from twofold.tasks.query import FLAG_PATTERNS, SYSTEM_PATTERNS, Query, flagged, single, user_turns
+from twofold.tasks.query import SYSTEM_PATTERNS, TAUGHT_PATTERNS, Query, flagged, single, user_turns, with_tools
 from twofold.tasks.tools import ToolTask
 from twofold.text.chat import Rendered, Renderer
 
 _MIN_STEPS = 2  # fewer "=" or moves than this is guessing
-_ALLOWED = re.compile(r"[ A-Ja-p0-9+=,;]*")
+_ALLOWED = re.compile(r"[ A-Ja-pLRXPQ0-9+=,;-]*")
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,15 @@ def rejection_sample(
 class FusionMaker:
     """Builds fusion examples from thinking responses and direct answers.
 
-    Soft-switch patterns with a flag in the system turn are left out on purpose: general RL has to teach them.
+    Soft-switch patterns with a flag in the system turn are left out on purpose: general RL has to teach them. ``forms``
+    counts the examples made by the form of their prompt.
     """
 
     def __init__(self, renderer: Renderer, tasks: dict[str, Task], responses: Sequence[Response], seed: int) -> None:
         self.renderer, self.tasks, self.rng = renderer, tasks, random.Random(f"fusion:{seed}")
         self.responses = list(responses)
-        self.patterns = [name for name in FLAG_PATTERNS if name not in SYSTEM_PATTERNS]
+        self.patterns = [name for name in TAUGHT_PATTERNS if name not in SYSTEM_PATTERNS]
+        self.forms: Counter[str] = Counter()
 
     def conversation(self, pattern: str, direct_items: Sequence[Item]) -> list[Rendered]:
         """One conversation with the flags of ``pattern``: the last turn's exact view, thinking or not as called for."""
@@ -150,16 +152,19 @@ class FusionMaker:
             reply = Message("assistant", query.item.answer, "")
         else:
             reply = Message("assistant", thinking[-1].answer, thinking[-1].reasoning)
+        self.forms[query.form] += 1
         return self.renderer.views([*query.messages, reply], empty_think_trained=True)[-1:]
 
     def hard_switch(self, item: Item) -> Rendered:
         """A direct answer after the template's own empty block; sometimes against a /think flag."""
         query = single(item, self.tasks[item.family], self.rng.choice(["think", None]), hard_switch=True)
+        self.forms[query.form] += 1
         return self.renderer.views([*query.messages, Message("assistant", item.answer)])[-1]
 
     def direct(self, item: Item, task: Task) -> Rendered:
         """A direct answer under /no_think, after an empty block that the model writes."""
         query = single(item, task, "no_think")
+        self.forms[query.form] += 1
         reply = Message("assistant", item.answer, "")
         return self.renderer.views([*query.messages, reply], empty_think_trained=True)[-1]
 
@@ -167,6 +172,7 @@ class FusionMaker:
         """A thought cut at a random token, the stop text, then the answer; only what follows the stop is trained."""
         tokenizer = self.renderer.tokenizer
         query = single(response.item, self.tasks[response.item.family], self.rng.choice(["think", None]))
+        self.forms[f"{query.form}, thought cut"] += 1
         prompt = self.renderer.prompt_ids(query.messages)
         opening = tokenizer.encode_with_special("<think>\n")
         thought = tokenizer.encode(response.reasoning)
@@ -177,11 +183,13 @@ class FusionMaker:
 
     def document(self, text: str) -> Rendered:
         """A pre-training document as it was seen then: no chat markup, every token trained."""
+        self.forms["document"] += 1
         ids = [*self.renderer.tokenizer.encode(text), self.renderer.tokenizer.endoftext]
         return Rendered(ids, [1.0] * len(ids))
 
     def tool_use(self, item: Item, task: ToolTask, thinking: bool) -> list[Rendered]:
         """A call, its real result and the answer, in either mode: one view for each assistant turn."""
+        self.forms[with_tools(item, task, "think" if thinking else "no_think").form] += 1
         call = task.solution_call(item)
         result = task.execute(call)
         flag = " /think" if thinking else " /no_think"

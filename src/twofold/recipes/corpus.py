@@ -21,10 +21,17 @@ from twofold.data.tasktext import task_documents
 from twofold.eval.language import ProbeDocument
 from twofold.recipes.chain import StageContext
 from twofold.tasks.base import Task, canonical_key, sample_items
-from twofold.tasks.families import LETTERS, Let, Pick, default_families
+from twofold.tasks.families import (
+    LETTERS,
+    Find,
+    Pick,
+    Swap,
+    default_families,
+    easy_families,
+)
 from twofold.tasks.gym import gym_families
-from twofold.tasks.instruct import AnswerFormat, AnswerLength
-from twofold.tasks.retrieval import Answer, make_note_document
+from twofold.tasks.instruct import shown_tasks
+from twofold.tasks.retrieval import MARK, Answer, make_note_document
 from twofold.tasks.tools import CALC_TOOL
 from twofold.text.chat import CHAT_TEMPLATE, STOP_TEXT
 from twofold.text.tokenizer import Tokenizer
@@ -38,10 +45,10 @@ class DataConfig(Config):
     vocab_size: int = 1024
     general_tasks: int = 8000
     reasoning_tasks: int = 56000
-    easy_share: float = 0.12
+    easy_share: float = 0.15
     lookup_share: float = 0.08
     easy_think_share: float = 0.3
-    instruction_share: float = 0.1
+    shown_share: float = 0.06
     gym_documents: int = 3000
     copying_documents: int = 12000
     short_notes: int = 3000
@@ -74,14 +81,14 @@ def build_data(context: StageContext) -> None:
         "tasks_general": general,
         "tasks_reasoning": reasoning,
         "gym": gym,
-        "copying": _notes([], config.copying_documents, 0, f"copying:{context.seed}"),
+        "copying": _copying(config.copying_documents, f"copying:{context.seed}"),
         "notes_short": _notes(filler, config.short_notes, config.short_gap, f"short:{context.seed}", ramp=True),
         "notes_long": _notes(filler, config.long_notes, config.long_gap, f"long:{context.seed}"),
     }
     shards = {name: _write(context.out / name, tokenizer, rows) for name, rows in texts.items()}
     context.progress.update(4)
     held_filler = [line for document in held_out for line in document.text.splitlines()]
-    write_jsonl(context.out / "probes.jsonl", _probes(tokenizer, held_filler, config))
+    write_jsonl(context.out / "probes.jsonl", _probes(tokenizer, held_filler, config, context.seed))
     write_jsonl(context.out / "dropped.jsonl", [d._asdict() for d in dropped])
     write_json(context.out / "card.json", _card(shards, texts, dropped))
     context.progress.finish()
@@ -90,7 +97,7 @@ def build_data(context: StageContext) -> None:
 def _text_documents(seed: int) -> tuple[list[corpus.Document], list[corpus.Document], list[dedup.Dropped]]:
     sources = corpus.python_stdlib_documents()
     documents = [*sources, *corpus.docstring_documents(sources), *corpus.pydoc_topic_documents()]
-    train, held_out = corpus.split_documents(documents)
+    train, held_out = corpus.split_documents(documents, str(seed))
     train, duplicates = dedup.deduplicate(train)
     keys = {item.key for item in sample_items(default_families(), 400, seed, "test")}
     train, leaks = dedup.decontaminate(train, held_out, keys, canonical_key, max_share=0.1)
@@ -98,21 +105,22 @@ def _text_documents(seed: int) -> tuple[list[corpus.Document], list[corpus.Docum
 
 
 def _task_texts(count: int, seed: int, config: DataConfig, curriculum: bool) -> Iterable[str]:
-    """Step-by-step items mostly with their steps, easy ones mostly without, and some with an instruction about form."""
+    """Step-by-step items of the short reach mostly with their steps, easy ones mostly without, and some whose reply may
+    have any form."""
     hard = [task for task in default_families() if task.step_by_step]
-    hard.insert(0, Let())  # twice as often as the others: it has the longest steps
-    easy = [task for task in default_families() if not task.step_by_step]
+    hard += [Swap(), Find()]  # twice as often as the others: they are learnt last
+    easy = easy_families()
     lookup: list[Task] = [Pick()]
-    instructed: list[Task] = [AnswerFormat(tuple(easy)), AnswerLength(tuple(easy))]
+    shown = shown_tasks(easy)
     rng = random.Random(f"mix:{seed}")
     kinds = {
         "hard": task_documents(hard, count, seed, config.think_share, curriculum),
         "easy": task_documents(easy, count, seed + 1, config.easy_think_share, curriculum),
         "lookup": task_documents(lookup, count, seed + 3, 1.0, curriculum),
-        "instructed": task_documents(instructed, count, seed + 2, config.easy_think_share, curriculum=False),
+        "shown": task_documents(shown, count, seed + 2, 0.0, curriculum=False),
     }
-    rest = 1 - config.easy_share - config.lookup_share - config.instruction_share
-    weights = [rest, config.easy_share, config.lookup_share, config.instruction_share]
+    rest = 1 - config.easy_share - config.lookup_share - config.shown_share
+    weights = [rest, config.easy_share, config.lookup_share, config.shown_share]
     for _ in range(count):
         yield next(kinds[rng.choices(list(kinds), weights)[0]])
 
@@ -140,18 +148,28 @@ def _notes(filler: Sequence[str], count: int, longest_gap: int, seed: str, ramp:
     return texts
 
 
+def _copying(count: int, seed: str) -> list[str]:
+    """Notes repeated at once; in every fourth document a run of digits takes the letters' place."""
+    rng = random.Random(seed)
+    notes = _notes([], count, 0, seed)
+    for number in range(0, count, 4):
+        digits = "".join(rng.sample("0123456789", rng.randint(3, 8)))
+        notes[number] = f"{MARK} {digits}\n" * rng.randint(2, 4)
+    return notes
+
+
 def _passage(rng: random.Random, filler: Sequence[str]) -> Sequence[str]:
     start = rng.randrange(max(1, len(filler) - _PASSAGE_LINES))
     return filler[start : start + _PASSAGE_LINES]
 
 
-def _probes(tokenizer: Tokenizer, filler: Sequence[str], config: DataConfig) -> list[dict[str, Any]]:
+def _probes(tokenizer: Tokenizer, filler: Sequence[str], config: DataConfig, seed: int) -> list[dict[str, Any]]:
     """Held-out text with a note and one repeat after a third to the whole of the long gap.
 
     Only the second letter of the repeat is asked for: one question a document, so that questions are independent, and
     the one for which elimination helps least (chance is 1 in 9).
     """
-    rng = random.Random("probe")
+    rng = random.Random(f"probe:{seed}")
     made = []
     for _ in range(config.probe_documents):
         gap = round(config.long_gap * rng.uniform(1 / 3, 1.0))

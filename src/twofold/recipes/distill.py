@@ -1,36 +1,33 @@
-"""Strong-to-weak distillation: off-policy, then on-policy, and RL on the same student for comparison.
+"""Strong-to-weak distillation: off-policy, then on-policy, with two opponents that start from the same student.
 
-The teacher is the finished flagship; the student a smaller model with a base of its own. Every arm starts from the
-same off-policy student, and generated plus trained tokens and FLOPs are counted, so that costs compare.
+The teacher is the finished flagship; the student a smaller model with a base of its own. After the off-policy phase
+three arms get the same queries in the same prompt forms and the same number of operations: the teacher's distribution
+on the student's own samples, RL with the verifier, and more SFT on texts of the teacher.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from twofold.base.config import Config
+from twofold.base.files import read_json
 from twofold.base.records import Message, SamplingParams
 from twofold.episodes.play import play
 from twofold.llm import LLM
 from twofold.post.distill import DistillConfig, DistillSource
 from twofold.post.rewards import reasoning_reward
-from twofold.post.sft import ChatSource
 from twofold.recipes.chain import StageContext
-from twofold.recipes.post import (
-    RLStageConfig,
-    SFTConfig,
-    families,
-    finish,
-    hard_families,
-    train_rl,
-)
+from twofold.recipes.post import SFTConfig, families, finish, hard_families, supervise, train_rl
 from twofold.recipes.pretrain import run_training
+from twofold.recipes.saw import flops, forms_of, saw, step_tokens, steps_for
 from twofold.tasks.base import sample_items
+from twofold.tasks.families import growing_families
 from twofold.tasks.query import Query, single
 from twofold.text.chat import Rendered, Renderer
 from twofold.train.loop import OptimConfig
-from twofold.train.objectives import CrossEntropy, TokenKL
+from twofold.train.objectives import TokenKL
 
 
 class OffPolicyConfig(SFTConfig):
@@ -41,48 +38,60 @@ class OffPolicyConfig(SFTConfig):
 
 
 class OnPolicyConfig(Config):
-    """Token-level KL on the student's own samples."""
+    """Token-level KL on the student's own samples; ``distill.steps`` is a limit, the operations of RL decide."""
 
     distill: DistillConfig
     optim: OptimConfig
-    queries: int = 3000
-    think_share: float = 0.7
+    tuned: tuple[float, ...] = ()
 
 
-def flops(policy: LLM, trained_tokens: float, generated_tokens: float, forward_tokens: float = 0.0) -> float:
-    """Floating-point operations of a stage: 3 x forward for trained tokens, 1 x for generated and scored ones."""
-    config = policy.model.config
-    forward = config.flops_per_token(context=64, backward=False)
-    return forward * (3 * trained_tokens + generated_tokens + forward_tokens)
+class TeacherTextConfig(Config):
+    """More SFT on teacher texts, at the operations of RL."""
+
+    optim: OptimConfig
+    batch_size: int = 32
+    tuned: tuple[float, ...] = ()
 
 
-def mixed_queries(count: int, think_share: float, seed: int) -> list[Query]:
-    """Step-by-step items to be thought about, and any item to be answered directly."""
+QUERIES = 3000  # of every arm after the off-policy phase
+
+
+def both_modes(count: int, think_share: float, seed: int) -> list[Query]:
+    """Step-by-step items of short and long sizes to be thought about, and any short item to be answered directly."""
     rng, tasks = random.Random(f"distill:{seed}"), families()
     thinking = round(count * think_share)
-    hard = sample_items(hard_families(), thinking, seed, "train")
     direct = sample_items(list(tasks.values()), count - thinking, seed + 1, "train")
-    queries = [single(item, tasks[item.family], rng.choice(["think", None])) for item in hard]
-    return queries + [single(item, tasks[item.family], "no_think") for item in direct]
+    queries = thinking_queries(thinking, seed)
+    return queries + [single(item, tasks[item.family], "no_think") for item in rng.sample(direct, len(direct))]
+
+
+def thinking_queries(count: int, seed: int) -> list[Query]:
+    """Step-by-step items, half of them at long sizes, with ``/think`` or without a flag in equal shares."""
+    tasks = families()
+    items = sample_items(hard_families(), count // 2, seed, "train")
+    items += sample_items(growing_families("long"), count - count // 2, seed + 2, "train")
+    return [single(item, tasks[item.family], ("think", None)[number % 2]) for number, item in enumerate(items)]
 
 
 def off_policy(context: StageContext) -> None:
     """Phase 1: SFT on what the teacher answers under /think and /no_think."""
     config: OffPolicyConfig = context.config
-    start = context.inputs["student_base"]
-    student, teacher = LLM(start), LLM(context.inputs["general_rl"])
-    queries = mixed_queries(config.queries, config.think_share, context.seed + 55)
-    params = SamplingParams(0.6, max_tokens=128, seed=context.seed)
-    groups = play(teacher.engine, teacher.renderer, queries, params)
-    examples = [e for group in groups for t in group if (e := _teacher_example(student.renderer, t)) is not None]
-    source = ChatSource(examples, config.batch_size, context.seed)
-    trainer = run_training(context, student.model, source, CrossEntropy(), config.optim, config.steps)
-    cost = flops(student, trainer.tokens, 0) + flops(teacher, 0, teacher.engine.generated_tokens)
-    finish(student, context, {"examples": len(examples), "tokens": trainer.tokens, "flops": cost})
+    student, teacher = LLM(context.inputs["student_base"]), LLM(context.inputs["general_rl"])
+    queries = both_modes(config.queries, config.think_share, context.seed + 55)
+    examples = teacher_texts(student.renderer, teacher, queries, context.seed)
+    trainer = supervise(context, student, examples, config.steps, config.batch_size, config.optim)
+    beside = flops(teacher, 0, teacher.engine.generated_tokens)
+    result = saw(student, trainer, forms_of(queries), "teacher's texts", config.tuned, beside)
+    finish(student, context, result | {"examples": len(examples)})
+
+
+def teacher_texts(renderer: Renderer, teacher: LLM, queries: Sequence[Query], seed: int) -> list[Rendered]:
+    """Whole teacher replies as training examples; unfinished ones are left out."""
+    groups = play(teacher.engine, teacher.renderer, queries, SamplingParams(0.6, max_tokens=128, seed=seed))
+    return [e for group in groups for t in group if (e := _teacher_example(renderer, t)) is not None]
 
 
 def _teacher_example(renderer: Renderer, trajectory: Any) -> Rendered | None:
-    """A whole teacher reply as a training example; unfinished ones are left out."""
     final = trajectory.final
     if trajectory.truncated or final is None or final.errors:
         return None
@@ -90,28 +99,52 @@ def _teacher_example(renderer: Renderer, trajectory: Any) -> Rendered | None:
     return renderer.views([*trajectory.query.messages, reply], empty_think_trained=True)[-1]
 
 
+def student_rl(context: StageContext) -> None:
+    """RL on the student; its operations are what the other arms get."""
+    start = context.inputs["student_sft"]
+    student = LLM(start, exact=True)
+    queries = thinking_queries(QUERIES, context.seed + 77)
+    finish(student, context, train_rl(context, student, queries, reasoning_reward, start))
+
+
 def on_policy(context: StageContext) -> None:
-    """Phase 2: the student samples in either mode, the teacher's distribution is the target."""
+    """Phase 2: the student samples, the teacher's distribution is the target."""
     config: OnPolicyConfig = context.config
     student, teacher = LLM(context.inputs["student_sft"], exact=True), LLM(context.inputs["general_rl"])
     teacher.model.requires_grad_(False)
-    queries = mixed_queries(config.queries, config.think_share, context.seed + 66)
+    queries = thinking_queries(QUERIES, context.seed + 77)
     source = DistillSource(student.engine, student.renderer, queries, config.distill, context.seed)
     objective = TokenKL(teacher.model, config.distill.direction, student.tokenizer.vocab_size)
-    trainer = run_training(context, student.model, source, objective, config.optim, config.distill.steps)
-    generated = student.engine.generated_tokens
-    cost = flops(student, trainer.tokens, generated) + flops(teacher, 0, 0, trainer.tokens)
-    finish(student, context, {"tokens": trainer.tokens, "generated_tokens": generated, "flops": cost})
+    steps = min(config.distill.steps, _affordable(context, student, teacher, queries, config.distill))
+    trainer = run_training(context, student.model, source, objective, config.optim, steps)
+    beside = flops(teacher, 0, 0, trainer.tokens)
+    result = saw(student, trainer, forms_of(queries), "teacher's distribution", config.tuned, beside)
+    finish(student, context, result)
 
 
-def student_rl(context: StageContext) -> None:
-    """The arm to compare with: RL on the same student, thinking queries only."""
-    config: RLStageConfig = context.config
-    start = context.inputs["student_sft"]
-    student = LLM(start, exact=True)
-    tasks = families()
-    items = sample_items(hard_families(), config.pool_per_family * len(hard_families()), context.seed + 77, "train")
-    queries = [single(item, tasks[item.family], "think") for item in items]
-    result = train_rl(context, student, queries, reasoning_reward, start)
-    cost = flops(student, result["tokens"], result["generated_tokens"])
-    finish(student, context, result | {"flops": cost})
+def _affordable(
+    context: StageContext, student: LLM, teacher: LLM, queries: Sequence[Query], config: DistillConfig
+) -> int:
+    """Steps whose sampling, training and teacher's scoring cost what RL cost, by one step that is sampled and left."""
+    sample = DistillSource(student.engine, student.renderer, queries, config, context.seed)
+    tokens, before = step_tokens(sample.next_step()), student.engine.generated_tokens
+    student.engine.generated_tokens = 0
+    each = flops(student, tokens, before) + flops(teacher, 0, 0, tokens)
+    return max(1, round(_operations_of_rl(context) / each))
+
+
+def more_teacher_texts(context: StageContext) -> None:
+    """The other opponent: SFT on teacher texts to the same queries, the teacher's sampling paid for."""
+    config: TeacherTextConfig = context.config
+    student, teacher = LLM(context.inputs["student_sft"]), LLM(context.inputs["general_rl"])
+    queries = thinking_queries(QUERIES, context.seed + 77)
+    examples = teacher_texts(student.renderer, teacher, queries, context.seed)
+    beside = flops(teacher, 0, teacher.engine.generated_tokens)
+    steps = steps_for(student, _operations_of_rl(context) - beside, examples, config.batch_size)
+    trainer = supervise(context, student, examples, steps, config.batch_size, config.optim)
+    result = saw(student, trainer, forms_of(queries), "teacher's texts", config.tuned, beside)
+    finish(student, context, result | {"examples": len(examples)})
+
+
+def _operations_of_rl(context: StageContext) -> float:
+    return float(read_json(context.inputs["student_rl"] / "result.json")["flops"])

@@ -6,6 +6,7 @@ sections can be tested without a run. Shares become percents here. Not here: wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,25 @@ from twofold.base.records import InputError
 from twofold.eval.stats import Interval, mean_interval, paired_difference, pass_at_k, pass_at_k_interval, wilson
 from twofold.recipes.artefacts import ChainError, read_manifest
 from twofold.report.text import interval, number
-from twofold.tasks.families import default_families
-from twofold.tasks.query import SYSTEM_PATTERNS
+from twofold.tasks.families import default_families, easy_families, growing_families
+from twofold.tasks.instruct import ORDERED, ORDERS, STYLES
+from twofold.tasks.query import HELD_OUT_PATTERNS, MODE_KIND, TAUGHT_PATTERNS
 
 Facts = Mapping[str, Mapping[str, Any]]  # stage -> "result", "scores", "items", … -> the file's content
 Rows = list[list[float]]
 
 HARD = tuple(task.name for task in default_families() if task.step_by_step)
-SYSTEM_KINDS = tuple(f"mode: {name}" for name in SYSTEM_PATTERNS)
+EASY = tuple(task.name for task in easy_families())
+GROWING = tuple(task.name for task in growing_families("short"))
+TAUGHT_KINDS = tuple(MODE_KIND + name for name in TAUGHT_PATTERNS)
+HELD_OUT_KINDS = tuple(MODE_KIND + name for name in HELD_OUT_PATTERNS)
+SWITCH_KIND = MODE_KIND + "hard switch"
+# skills that no stage before general RL teaches -> what is counted, and what guessing gets, in percent
+SKILLS: dict[str, tuple[str, float]] = {
+    **{f"style {cue}": ("correct", 100 / len(STYLES)) for cue in STYLES},
+    **{f"order {cue}": ("correct", 100 / math.factorial(ORDERED)) for cue in ORDERS},
+    MODE_KIND + "system /no_think": ("followed", 0.0),
+}
 BLOCK = 10  # steps whose mean is one point of a curve
 LOGP_MAX = "sampling/sampling_logp_difference/max"
 _JSON = ("result", "scores", "items", "samples", "card")
@@ -70,6 +82,11 @@ def rows(facts: Facts, path: str, kinds: Collection[str] | None = None, column: 
     return [list(row) for row, kind in zip(part[column], part["kinds"], strict=True) if kinds is None or kind in kinds]
 
 
+def lacks(facts: Facts, path: str, kinds: Collection[str]) -> bool:
+    """Whether a part has no item of one of the kinds."""
+    return not set(kinds) <= set(lookup(facts, path)["kinds"])
+
+
 def block_means(metrics: Sequence[Mapping[str, Any]], place: str, key: str) -> tuple[list[float], list[float]]:
     """For each ``BLOCK`` rows of metrics, ``place`` of the last one and the mean of ``key``."""
     blocks = [metrics[i : i + BLOCK] for i in range(0, len(metrics), BLOCK)]
@@ -103,6 +120,41 @@ def difference(
     """
     _check_same_items(facts, after, before, kinds)
     return percent(paired_difference(rows(facts, after, kinds, column), rows(facts, before, kinds, column)))
+
+
+def fact(holds: bool) -> Interval:
+    """A yes or a no, which has no interval."""
+    return Interval(float(holds), math.nan, math.nan)
+
+
+def mean_of(values: Sequence[Interval]) -> Interval:
+    """Mean of independent estimates with normal intervals."""
+    mean = sum(v.value for v in values) / len(values)
+    half = math.sqrt(sum(((v.high - v.low) / 2) ** 2 for v in values)) / len(values)
+    return Interval(mean, mean - half, mean + half)
+
+
+def percentile_interval(value: float, samples: Sequence[float]) -> Interval:
+    """The middle 95 % of resamples around an estimate (linear interpolation between ranks)."""
+    ordered = sorted(samples)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    return Interval(value, at(0.025), at(0.975))
+
+
+def skill_levels(facts: Facts, path: str) -> dict[str, Interval]:
+    """Level of every skill in a "general" part, in percent."""
+    return {skill: level(rows(facts, path, (skill,), column)) for skill, (column, _) in SKILLS.items()}
+
+
+def skill_gains(facts: Facts, after: str, before: str) -> dict[str, Interval]:
+    """``after`` minus ``before`` on every skill, in points, paired over the same items."""
+    return {skill: difference(facts, after, before, (skill,), column) for skill, (column, _) in SKILLS.items()}
 
 
 def samples_per_item(facts: Facts, *paths: str) -> int:

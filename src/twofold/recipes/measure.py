@@ -1,13 +1,15 @@
-"""Evaluation stages: the same battery for every checkpoint, on held-out items that are fixed for all seeds.
+"""Evaluation stages: the same battery for every checkpoint of a run, on held-out items drawn for its seed.
 
-Items come from the test split with a constant seed, so checkpoints, arms and seeds compare item by item. Nothing is
-trained and nothing is chosen here; what a number means for a claim is in ``claims.py``.
+Checkpoints and arms of one run compare item by item; another training seed has other items, so that an interval over
+seeds holds the noise of items too. Nothing is trained and nothing is chosen here; what a number means for a claim is
+in ``claims``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from twofold.base.config import Config
 from twofold.base.files import write_json
@@ -16,27 +18,28 @@ from twofold.episodes.play import Trajectory
 from twofold.eval.scores import Scores, evaluate
 from twofold.llm import LLM
 from twofold.recipes.chain import StageContext
-from twofold.recipes.post import families, general_queries, hard_families, mode_queries
-from twofold.tasks.base import sample_items
-from twofold.tasks.query import FLAG_PATTERNS, Query, single
+from twofold.recipes.general import general_queries, mode_queries
+from twofold.recipes.post import families, hard_families
+from twofold.recipes.pretrain import items_seed
+from twofold.tasks.base import Task, sample_items
+from twofold.tasks.families import Reach, anytime_families, growing_families
+from twofold.tasks.query import FLAG_PATTERNS, MODE_KIND, Mode, Query, single
 
-# Of every held-out set: the same items whatever the run's seed. Changed once the recipe's settings are chosen, so that
-# nothing is judged on the items it was chosen with.
-ITEMS_SEED = 20261125
 THINK = SamplingParams(temperature=0.6, max_tokens=160)
+Part = Literal["think", "direct", "no_think", "hot", "long", "flag", "beyond", "modes", "general", "budget"]
 
 
 class MeasureConfig(Config):
-    """Sizes of the battery; a size of 0 leaves that part out."""
+    """Sizes of the battery and which parts of it are asked for."""
 
-    items_per_family: int = 150
+    parts: tuple[Part, ...] = ("think", "direct", "no_think", "beyond")
+    items_per_family: int = 80
     samples: int = 2
     hot_samples: int = 8
     pass_k: int = 8
-    mode_queries: int = 900
-    general_per_kind: int = 150
+    per_pattern: int = 60
+    general_per_kind: int = 80
     budgets: tuple[int, ...] = ()
-    budget_items: int = 100
     sample_count: int = 6
 
 
@@ -44,25 +47,23 @@ def measure_checkpoint(context: StageContext) -> None:
     """Score the one model among the inputs; writes scores.json, items.json (rows for paired tests) and samples.json."""
     config: MeasureConfig = context.config
     (folder,) = context.inputs.values()
-    policy = LLM(folder)
-    parts = Battery(policy, config, context.seed)
-    context.progress.start(5, "part")
-    results = parts.core()
-    context.progress.update(2)
-    if config.mode_queries:
-        results["modes"] = parts.modes()
-    context.progress.update(3)
-    if config.general_per_kind:
-        results["general"] = parts.general()
-    context.progress.update(4)
-    budget = parts.budget() if config.budgets else None
-    context.progress.update(5)
-    scores: dict[str, Any] = {name: part.summary() for name, part in results.items()}
-    if config.hot_samples:
-        scores["hot"]["pass_at_k"] = results["hot"].pass_at(config.pass_k)
+    battery = Battery(LLM(folder), config, context.seed)
+    context.progress.start(len(config.parts), "part")
+    results: dict[str, Scores] = {}
+    budget = None
+    for number, part in enumerate(config.parts, start=1):
+        if part == "budget":
+            budget = battery.budget()
+        else:
+            results |= battery.measure(part)
+        context.progress.update(number)
+    scores: dict[str, Any] = {name: result.summary() for name, result in results.items()}
+    for name in ("hot", "long_hot", "long_flag"):
+        if name in results:
+            scores[name]["pass_at_k"] = results[name].pass_at(config.pass_k)
     write_json(context.out / "scores.json", scores | {"budget": budget})
-    write_json(context.out / "items.json", {name: part.to_json() for name, part in results.items()})
-    write_json(context.out / "samples.json", parts.samples)
+    write_json(context.out / "items.json", {name: result.to_json() for name, result in results.items()})
+    write_json(context.out / "samples.json", battery.samples)
     context.progress.finish()
 
 
@@ -71,15 +72,37 @@ class Battery:
 
     def __init__(self, policy: LLM, config: MeasureConfig, seed: int) -> None:
         self.policy, self.config = policy, config
+        self.items_seed = items_seed(seed)
         self.params = replace(THINK, seed=1_000_000 * (seed + 1))
-        tasks = families()
-        items = sample_items(list(tasks.values()), config.items_per_family * len(tasks), ITEMS_SEED, "test")
-        self.think = [single(item, tasks[item.family]) for item in items]
-        self.direct = [single(item, tasks[item.family], hard_switch=True) for item in items]
-        self.soft = [single(item, tasks[item.family], "no_think") for item in items]
-        hard = {task.name for task in hard_families()}
-        self.hard = [query for query in self.think if query.item.family in hard]
+        self.hot = replace(self.params, temperature=1.0, n=config.hot_samples)
         self.samples: list[dict[str, Any]] = []
+
+    def measure(self, part: Part) -> dict[str, Scores]:
+        """One part of the battery; some give several results, each on the same items."""
+        params, several = self.params, replace(self.params, n=self.config.samples)
+        if part == "think":
+            return {"think": self._run(self._short(), several, "thinking")}
+        if part == "direct":
+            return {"direct": self._run(self._short(hard_switch=True), params, "hard switch")}
+        if part == "no_think":
+            return {"no_think": self._run(self._short("no_think"), params, "/no_think")}
+        if part == "hot":
+            hard = {task.name for task in hard_families()}
+            return {"hot": self._run([query for query in self._short() if query.item.family in hard], self.hot)}
+        if part == "long":
+            queries = self._growing("long")
+            return {
+                "long": self._run(queries, several, "long"),
+                "long_greedy": self._run(queries, replace(params, temperature=0.0)),
+                "long_hot": self._run(queries, self.hot),
+            }
+        if part == "flag":
+            return {"long_flag": self._run(self._growing("long", "think"), self.hot)}
+        if part == "beyond":
+            return {"beyond": self._run(self._growing("beyond"), several, "longer than trained")}
+        if part == "modes":
+            return {"modes": self._run(self._modes(), params, "flags")}
+        return {"general": self._run(self._general(), params, "general")}
 
     def _run(self, queries: list[Query], params: SamplingParams, title: str = "") -> Scores:
         scores, groups = evaluate(self.policy.engine, self.policy.renderer, queries, params)
@@ -88,65 +111,55 @@ class Battery:
             self.samples += [sample_row(title, group[0]) for group in groups[::step][: self.config.sample_count]]
         return scores
 
-    def core(self) -> dict[str, Scores]:
-        """Thinking, the hard switch and the soft switch at T = 0.6 and greedy; T = 1 with pass@k when asked for."""
-        params = self.params
-        greedy = replace(params, temperature=0.0)
-        out = {
-            "think": self._run(self.think, replace(params, n=self.config.samples), "thinking"),
-            "direct": self._run(self.direct, params, "hard switch"),
-            "no_think": self._run(self.soft, params, "/no_think"),
-        }
-        if self.config.hot_samples:
-            out["greedy"] = self._run(self.hard, greedy)
-            out["hot"] = self._run(self.hard, replace(params, temperature=1.0, n=self.config.hot_samples))
-        return out
+    def _short(self, flag: Mode | None = None, hard_switch: bool = False) -> list[Query]:
+        return self._asked(list(families().values()), flag, hard_switch)
 
-    def modes(self) -> Scores:
+    def _growing(self, reach: Reach, flag: Mode | None = None) -> list[Query]:
+        return self._asked(growing_families(reach), flag)
+
+    def _asked(self, tasks: Sequence[Task], flag: Mode | None = None, hard_switch: bool = False) -> list[Query]:
+        by_name = {task.name: task for task in tasks}
+        items = sample_items(tasks, self.config.items_per_family * len(tasks), self.items_seed, "test")
+        return [single(item, by_name[item.family], flag, hard_switch) for item in items]
+
+    def _modes(self) -> list[Query]:
         """Every flag pattern, and the hard switch against flags."""
-        queries = mode_queries(tuple(FLAG_PATTERNS), self.config.mode_queries, ITEMS_SEED, "test")
+        patterns = tuple(FLAG_PATTERNS)
+        queries = mode_queries(patterns, self.config.per_pattern * len(patterns), self.items_seed, "test")
         tasks = families()
-        items = sample_items(list(tasks.values()), self.config.mode_queries // 8, ITEMS_SEED + 1, "test")
+        items = sample_items(list(tasks.values()), self.config.per_pattern, self.items_seed + 1, "test")
         switched = [
-            single(item, tasks[item.family], "think" if number % 2 else None, True, "mode: hard switch")
+            single(item, tasks[item.family], "think" if number % 2 else None, True, f"{MODE_KIND}hard switch")
             for number, item in enumerate(items)
         ]
-        return self._run([*queries, *switched], self.params, "flags")
+        return [*queries, *switched]
 
-    def general(self) -> Scores:
+    def _general(self) -> list[Query]:
         """The task kinds of general RL."""
-        queries = general_queries(self.config.general_per_kind, ITEMS_SEED, "test")
-        return self._run(queries, self.params, "general")
+        return general_queries(self.config.general_per_kind, self.items_seed, "test")
 
     def budget(self) -> list[dict[str, Any]]:
-        """Accuracy against the thinking budget, with a forced stop and with plain truncation of the same samples."""
-        queries = self.hard[: 3 * self.config.budget_items]
+        """Verdicts at each thinking budget on families in which part of the steps is worth something.
+
+        ``stopped`` says whose thought was ended by the budget; ``chance`` is one over the number of letters.
+        """
+        queries = self._asked(anytime_families())
         rows = []
         for limit in self.config.budgets:
             params = replace(self.params, thinking_budget=limit)
-            forced, groups = evaluate(self.policy.engine, self.policy.renderer, queries, params)
-            cut = [[_plainly_cut(t) for t in group] for group in groups]
-            truncated = replace(forced, correct=cut)
+            _, groups = evaluate(self.policy.engine, self.policy.renderer, queries, params)
+            played = [group[0] for group in groups]
             rows.append(
                 {
                     "budget": limit,
-                    "forced": forced.summary()["accuracy"],
-                    "truncated": truncated.summary()["accuracy"],
-                    "forced_share": sum(t.forced for g in groups for t in g) / len(queries),
-                    "max_thinking_tokens": max(t.thinking_tokens for g in groups for t in g),
-                    "forced_items": forced.correct,
-                    "truncated_items": cut,
+                    "kinds": [query.kind for query in queries],
+                    "correct": [t.correct for t in played],
+                    "stopped": [float(t.forced) for t in played],
+                    "chance": [1 / query.item.meta["n"] for query in queries],
+                    "thinking_tokens": [t.thinking_tokens for t in played],
                 }
             )
         return rows
-
-
-def _plainly_cut(trajectory: Trajectory) -> float:
-    """The verdict without the forced stop: a thought that did not end within the budget leaves no answer.
-
-    Up to the budget's last token the two arms are the same sample (its tokens depend on seed and position alone).
-    """
-    return 0.0 if trajectory.forced else trajectory.correct
 
 
 def sample_row(title: str, trajectory: Trajectory) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from pydantic import Field
 
 from twofold.base.config import Config
 from twofold.base.files import read_jsonl, write_json
+from twofold.base.records import Request, SamplingParams
 from twofold.data.packing import MixtureEntry, PackedSource, Packing, eval_windows
 from twofold.data.prefetch import prefetching
 from twofold.data.shards import Shard
 from twofold.data.tasktext import item_text
+from twofold.engine.engine import Engine
 from twofold.eval.experts import expert_report
 from twofold.eval.language import ProbeDocument, bits_per_byte, retrieval_accuracy
 from twofold.model.config import ModelConfig
@@ -36,6 +38,8 @@ from twofold.text.tokenizer import Tokenizer
 from twofold.train.loop import FitConfig, OptimConfig, Trainer
 from twofold.train.meter import ByteCounted
 from twofold.train.objectives import CrossEntropy
+
+_DOCUMENT_TOKENS = 96  # of an answer in document format, steps included
 
 
 class ModelShape(Config):
@@ -91,7 +95,9 @@ class PretrainConfig(Config):
     rope_theta: float
     context: int
     balance: float = 0.0
-    balance_scope: Literal["global", "source"] = "global"
+    balance_scope: Literal["global", "micro"] = "global"
+    micro_tokens: int = 256  # of one micro-batch, where the balance is taken over each
+    task_items: int = 0  # held-out items of each family that the model is asked in document format
     packing: Packing = "stream"
     mask_documents: bool = True
     probe_distance: int = 0
@@ -106,7 +112,9 @@ def pretrain(context: StageContext) -> None:
     tokenizer = Tokenizer.from_folder(data / "tokenizer")
     start = next((path for name, path in context.inputs.items() if name != "data"), None)
     model = start_model(config, tokenizer, start, context.seed)
-    before = measure(model, data, tokenizer, config) if start is not None and config.probe_distance else None
+    before = (
+        measure(model, data, tokenizer, config, context.seed) if start is not None and config.probe_distance else None
+    )
     source = PackedSource(
         [
             MixtureEntry(
@@ -125,14 +133,14 @@ def pretrain(context: StageContext) -> None:
         mask_documents=config.mask_documents,
     )
     steps = max(1, round((config.tokens + sum(config.head_start.values())) / config.tokens_per_step))
-    objective = CrossEntropy(config.balance, config.balance_scope)
+    objective = CrossEntropy(config.balance, config.balance_scope, config.micro_tokens)
     with prefetching(source, steps_ahead(model)) as batches:
         counted = ByteCounted(batches, token_byte_table(tokenizer))
         trainer = run_training(context, model, counted, objective, config.optim, steps)
     save_model(model, tokenizer, context.out)
-    result = measure(model, data, tokenizer, config)
+    result = measure(model, data, tokenizer, config, context.seed)
     if model.config.num_experts:
-        result["experts"] = expert_report(model, _documents_by_family(data, tokenizer))
+        result["experts"] = expert_report(model, _documents_by_family(data, tokenizer, context.seed))
     flops = trainer.tokens * model.config.flops_per_token(context=config.context / 4, backward=True)
     result |= {"before": before, "tokens_by_source": source.tokens_by_source, "steps": steps}
     result |= {"tokens": trainer.tokens, "flops": flops}
@@ -199,8 +207,8 @@ def token_byte_table(tokenizer: Tokenizer) -> torch.Tensor:
     return torch.tensor([0 if i in added else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
 
 
-def measure(model: Qwen3, data: Path, tokenizer: Tokenizer, config: PretrainConfig) -> dict[str, Any]:
-    """Held-out bits per byte by position span, and the retrieval probe when a distance is set."""
+def measure(model: Qwen3, data: Path, tokenizer: Tokenizer, config: PretrainConfig, seed: int) -> dict[str, Any]:
+    """Held-out bits per byte by position span; the retrieval probe and answers to tasks where they are asked for."""
     table = token_byte_table(tokenizer)
     longest = max(end for _, end in config.spans)
     windows, _ = eval_windows(Shard.open(data / "held_out"), longest, config.eval_windows, table.numpy())
@@ -214,14 +222,35 @@ def measure(model: Qwen3, data: Path, tokenizer: Tokenizer, config: PretrainConf
     if config.probe_distance:
         probes = [ProbeDocument(**row) for row in read_jsonl(data / "probes.jsonl")]
         out["probe"] = asdict(retrieval_accuracy(model, probes, config.probe_distance))
+    if config.task_items:
+        out["tasks"] = document_answers(model, tokenizer, config.task_items, seed)
     return out
 
 
-def _documents_by_family(data: Path, tokenizer: Tokenizer, count: int = 60) -> dict[str, list[list[int]]]:
+def document_answers(model: Qwen3, tokenizer: Tokenizer, per_family: int, seed: int) -> dict[str, Any]:
+    """Verdicts on held-out items posed as a document begins, greedy; what follows the last blank line is the answer."""
+    tasks = {task.name: task for task in default_families()}
+    items = sample_items(list(tasks.values()), per_family * len(tasks), items_seed(seed), "test")
+    params = SamplingParams(temperature=0, max_tokens=_DOCUMENT_TOKENS)
+    requests = [Request(tuple(tokenizer.encode(item.prompt + "\n")), params) for item in items]
+    replies = Engine(model, tokenizer.eos_ids, vocab_limit=tokenizer.vocab_size).generate(requests)
+    texts = [tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in replies]
+    verdicts = [
+        [tasks[item.family].verify(item, text.split("\n\n")[-1])] for item, text in zip(items, texts, strict=True)
+    ]
+    return {"kinds": [item.family for item in items], "correct": verdicts}
+
+
+def items_seed(seed: int) -> int:
+    """The seed of a run's held-out items: every training seed has others, so none were used to choose settings."""
+    return 20261130 + 1_000 * seed
+
+
+def _documents_by_family(data: Path, tokenizer: Tokenizer, seed: int, count: int = 60) -> dict[str, list[list[int]]]:
     """Held-out documents of each task family, and of text, for looking at experts."""
     documents: dict[str, list[list[int]]] = {}
     for task in default_families():
-        items = sample_items([task], count, 999, "test")
+        items = sample_items([task], count, items_seed(seed), "test")
         documents[task.name] = [tokenizer.encode(item_text(item, item.traces[0])) for item in items]
     held_out = Shard.open(data / "held_out")
     chosen = range(0, len(held_out), max(1, len(held_out) // count))

@@ -31,7 +31,11 @@ from twofold.report.text import amount, memory, number, seconds, verdict_line
 from twofold.report.write import read_report, write_report
 
 REPORT_STAGE = "report"
-MARKS = {"holds": "✓", "does not hold": "✗", "not judged": "○"}
+CLAIMS_NOTE = (
+    "**One run.** The intervals cover the items of this run alone, not what another training seed would give. A "
+    "verdict here is about this run. The claims themselves are judged over several training seeds, by the protocols in "
+    "`docs/claims.md`; what each arm saw is in a section below."
+)
 
 
 class ReportConfig(Config):
@@ -69,6 +73,7 @@ def build_report(facts: Facts, config: ReportConfig, seed: int) -> Report:
         seed=seed,
         intro=intro(facts, sum(cost.tokens or 0 for cost in frame["stages"])),
         claims=judge(facts),
+        claims_note=CLAIMS_NOTE,
         sections=build_sections(facts),
         data_card=data_card(facts),
         **frame,
@@ -150,7 +155,7 @@ def publish(run_folder: Path) -> None:
 
 
 def print_summary(report_json: Path) -> list[str]:
-    """Lines for the terminal: every claim with its mark, cost, where the page is, and how to talk to the model.
+    """Lines for the terminal: every claim with its verdict, cost, where the page is, and how to talk to the model.
 
     Args:
         report_json: the published file at the top of the run folder.
@@ -161,8 +166,8 @@ def print_summary(report_json: Path) -> list[str]:
     report, folder = read_report(report_json), report_json.parent
     lines = [verdict_line(report.claims)]
     for claim in report.claims:
-        measured = number(claim.value, claim.unit) if claim.value is not None else claim.verdict
-        lines.append(f"  {MARKS[claim.verdict]} {claim.name:<40} {measured}")
+        measured = f"{claim.name:<40} {number(claim.value, claim.unit) if claim.value is not None else ''}"
+        lines.append(f"  {claim.verdict:<25} {measured}".rstrip())
     cost = f"{seconds(report.total_seconds or 0.0)} in all"
     lines.append(f"{cost}, peak memory {memory(report.peak_memory_bytes)}")
     lines.append(f"report: {folder / 'report.html'}")

@@ -1,7 +1,7 @@
 """Report sections about what the checkpoints can do: accuracies, modes, budget, distillation, samples, data.
 
 Each function turns facts into one section, or None where the run has nothing to show. Numbers in prose are computed.
-Not here: training curves (``report_training``) and verdicts (``claims``). Imports no torch.
+Not here: training curves (``report_training``), what arms saw (``report_arms``), verdicts (``claims``). No torch.
 """
 
 from __future__ import annotations
@@ -9,21 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from twofold.recipes.claims import UNTAUGHT, untaught_gains
+from twofold.eval.stats import Interval
+from twofold.recipes.claims.students import PARTS
 from twofold.recipes.evidence import (
+    EASY,
     HARD,
-    SYSTEM_KINDS,
+    HELD_OUT_KINDS,
+    SKILLS,
     Facts,
     difference,
+    lacks,
     level,
     lookup,
+    mean_of,
     missing,
     pass_at_level,
     rows,
     samples_per_item,
     shown,
-    stored,
 )
+from twofold.recipes.report_arms import arms_section
 from twofold.recipes.report_training import (
     agreement_section,
     cold_start_section,
@@ -41,11 +46,23 @@ CHECKPOINTS = {
     "eval_fusion": "3 fusion",
     "eval_final": "4 general RL (final)",
     "eval_direct": "control: direct answers only",
+    "eval_rl_more_sft": "control: more SFT on traces",
+    "eval_rl_rejection": "control: SFT on own right samples",
+    "eval_think_only": "control: thinking alone",
+    "eval_general_sft_24": "control: 24 solved examples",
+    "eval_general_sft_240": "control: 240 solved examples",
     "eval_student_sft": "student, off-policy",
     "eval_student_opd": "student, on-policy",
     "eval_student_rl": "student, RL",
+    "eval_student_more_sft": "student, more teacher texts",
 }
-STUDENTS = {"student_sft": "off-policy", "student_opd": "+ on-policy", "student_rl": "+ RL"}
+STUDENTS = {
+    "student_sft": "off-policy",
+    "student_opd": "+ on-policy",
+    "student_rl": "+ RL",
+    "student_more_sft": "+ more teacher texts",
+}
+BUDGETS = {"eval_final": "final", "eval_fusion": "fusion", "eval_uncut": "without cut thoughts"}
 RIGHT_SHOWN, WRONG_SHOWN = 2, 1  # samples of each sort
 DROPPED_ARE = {
     "exact-duplicate": "exact copies",
@@ -68,6 +85,7 @@ def build_sections(facts: Facts) -> list[Section]:
         budget_section,
         distillation_section,
         moe_section,
+        arms_section,
         agreement_section,
         samples_section,
     ]
@@ -75,60 +93,61 @@ def build_sections(facts: Facts) -> list[Section]:
 
 
 def checkpoints_section(facts: Facts) -> Section | None:
-    """One row a checkpoint: accuracy in both modes, thinking tokens, cut-off replies."""
-    found = [name for name in CHECKPOINTS if not missing(facts, f"{name}/items/think", f"{name}/items/direct")]
+    """One row a checkpoint: accuracy in both modes and at every size, thinking tokens, cut-off replies."""
+    found = [name for name in CHECKPOINTS if not missing(facts, f"{name}/items/think")]
     if not found:
         return None
     table: list[list[Cell]] = []
     for name in found:
         think = facts[name]["items"]["think"]
         tokens = [t for row in rows(facts, f"{name}/items/think", HARD, "thinking_tokens") for t in row]
-        easy = rows(facts, f"{name}/items/no_think", ("max",)) if lookup(facts, f"{name}/items/no_think") else []
+        parts = (("think", HARD), ("direct", HARD), ("no_think", EASY), ("long", None), ("beyond", None))
         table.append(
             [
                 CHECKPOINTS[name],
-                shown(level(rows(facts, f"{name}/items/think", HARD))),
-                shown(level(rows(facts, f"{name}/items/direct", HARD))),
-                shown(level(easy)) if easy else MISSING,
+                *(_level_cell(facts, f"{name}/items/{part}", kinds) for part, kinds in parts),
                 sum(tokens) / max(1, len(tokens)),
                 100 * think["truncated"],
             ]
         )
     last = found[-1] if "eval_final" not in found else "eval_final"
-    best, at_once = (level(rows(facts, f"{last}/items/{part}", HARD)) for part in ("think", "direct"))
+    best = level(rows(facts, f"{last}/items/think", HARD))
     text = (
         f"Held-out tasks that need several steps ({', '.join(f'`{name}`' for name in HARD)}), the same items for every "
-        f"checkpoint, at T = 0.6. The checkpoint “{CHECKPOINTS[last]}” solves {number(best.value, '%')} of them "
-        f"thinking and {number(at_once.value, '%')} answering at once."
+        f"checkpoint of this run, at T = 0.6. The checkpoint “{CHECKPOINTS[last]}” solves {number(best.value, '%')} of "
+        "them thinking. Long sizes have no traces in any training text, and sizes beyond them are never trained."
     )
-    columns = ["checkpoint", "thinking, %", "hard switch, %", "max with /no_think, %", "thinking tokens", "cut off, %"]
+    columns = ["checkpoint", "thinking, %", "hard switch, %", "easy families, /no_think, %", "long sizes, %"]
+    columns += ["beyond training, %", "thinking tokens", "cut off, %"]
     return Section(title="Checkpoints", text=text, tables=[Table(title="", columns=columns, rows=table)])
 
 
+def _level_cell(facts: Facts, path: str, kinds: tuple[str, ...] | None = None, column: str = "correct") -> str:
+    if missing(facts, path) or lacks(facts, path, kinds or ()):
+        return MISSING
+    return shown(level(rows(facts, path, kinds, column)))
+
+
 def general_section(facts: Facts) -> Section | None:
-    """Each kind of general RL before and after, what the claim counts marked."""
+    """Each kind of general RL before and after, beside SFT on labelled examples; what the claim counts is marked."""
     pair = ("eval_final/items/general", "eval_fusion/items/general")
     if missing(facts, *pair):
         return None
     kinds = list(dict.fromkeys(lookup(facts, f"{pair[0]}/kinds")))
-    groups = {kind: ((kind,), "correct") for kind in kinds if not kind.startswith("mode: ")}
-    taught = tuple(kind for kind in kinds if kind.startswith("mode: ") and kind not in SYSTEM_KINDS)
-    if taught:
-        groups["flags in user turns"] = (taught, "followed")
-    groups |= {kind: ((kind,), "followed") for kind in kinds if kind in SYSTEM_KINDS}
-    counted = {kind for group, _ in UNTAUGHT.values() for kind in group}
     table: list[list[Cell]] = []
-    for name, (group, column) in groups.items():
-        before, after = (level(rows(facts, path, group, column)) for path in (pair[1], pair[0]))
-        change = difference(facts, *pair, group, column)
-        what = "in the right mode" if column == "followed" else "right answer"
-        table.append([name, what, shown(before), shown(after), shown(change), name in counted])
-    said = ", ".join(f"{name} {number(value.value)}" for name, value in untaught_gains(facts).items())
+    for kind in kinds:
+        column, chance = SKILLS.get(kind, ("correct", None))
+        arms = (pair[1], pair[0], "eval_general_sft_24/items/general", "eval_general_sft_240/items/general")
+        before, after, few, many = (_level_cell(facts, path, (kind,), column) for path in arms)
+        change = shown(difference(facts, *pair, (kind,), column))
+        table.append([kind, kind in SKILLS, chance, before, after, change, few, many])
     text = (
-        "General RL trains many kinds of tasks at once. Fusion left three sorts untaught; points gained on them: "
-        f"{said}. The other kinds show what else moved."
+        f"General RL trains many kinds of tasks at once. {len(SKILLS)} of them are skills that no earlier stage "
+        "teaches: which style or order a cue asks for, and a flag in the system turn. Before general RL they should be "
+        "near what guessing gets. The last columns are SFT on labelled examples instead."
     )
-    columns = ["kind", "counted", "before, %", "after, %", "change, points", "in the claim"]
+    columns = ["kind", "in the claim", "chance, %", "before, %", "after, %", "change, points"]
+    columns += ["24 examples, %", "240 examples, %"]
     return Section(title="General RL", text=text, tables=[Table(title="", columns=columns, rows=table)])
 
 
@@ -137,64 +156,43 @@ def modes_section(facts: Facts) -> Section | None:
     if missing(facts, "eval_final/items/modes"):
         return None
     part = "eval_final/items/modes"
-    kinds = list(dict.fromkeys(lookup(facts, f"{part}/kinds")))
-    before = lookup(facts, "eval_fusion/items/modes") is not None
     table: list[list[Cell]] = []
-    for kind in kinds:
-        followed = rows(facts, part, (kind,), "followed")
-        earlier = rows(facts, "eval_fusion/items/modes", (kind,), "followed") if before else []
+    for kind in dict.fromkeys(lookup(facts, f"{part}/kinds")):
         table.append(
             [
                 kind.removeprefix("mode: "),
-                len(followed),
-                shown(level(earlier)) if earlier else MISSING,
-                shown(level(followed)),
+                kind not in HELD_OUT_KINDS,
+                len(rows(facts, part, (kind,))),
+                _level_cell(facts, "eval_fusion/items/modes", (kind,), "followed"),
+                _level_cell(facts, part, (kind,), "followed"),
             ]
         )
-    overall = level(rows(facts, part, column="followed"))
+    names = ", ".join(f"“{kind.removeprefix('mode: ')}”" for kind in HELD_OUT_KINDS)
     text = (
         "A reply follows its mode when it has a closed, non-empty thought under `/think`, an empty one under "
-        f"`/no_think` and none under the hard switch; the last flag counts. The final model follows in "
-        f"{shown(overall, '%')}."
+        f"`/no_think` and none under the hard switch; the last flag counts. No stage trains on the patterns {names}. "
+        "The hard switch fills in the empty thought itself, so it says little about the model."
     )
-    columns = ["pattern", "conversations", "after fusion, %", "final, %"]
+    columns = ["pattern", "trained", "conversations", "after fusion, %", "final, %"]
     return Section(title="Mode following", text=text, tables=[Table(title="", columns=columns, rows=table)])
 
 
 def budget_section(facts: Facts) -> Section | None:
-    """Accuracy against the thinking budget, forced stop and plain truncation."""
-    table: list[Mapping[str, Any]] = sorted(lookup(facts, "eval_final/scores/budget") or [], key=lambda r: r["budget"])
-    if not table:
+    """Accuracy against the thinking budget: all replies, those that were stopped, and what guessing gets."""
+    found = {name: lookup(facts, f"{name}/scores/budget") for name in BUDGETS}
+    tables = [_budget_table(BUDGETS[name], rows_) for name, rows_ in found.items() if rows_]
+    if not found["eval_final"]:
         return None
-    series = []
-    for arm, title in (("forced", "forced stop"), ("truncated", "plain truncation")):
-        values = [stored(row[arm], 100) for row in table]
-        series.append(
-            Series(
-                name=title,
-                x=[float(row["budget"]) for row in table],
-                y=[value.value for value in values],
-                low=[value.low for value in values],
-                high=[value.high for value in values],
-            )
-        )
-    first, last = (stored(table[place]["forced"], 100) for place in (0, -1))
-    text = (
-        "At the budget's end the engine closes the thought with a fixed text and the model answers from what it has. "
-        f"Accuracy goes from {number(first.value, '%')} at {table[0]['budget']} tokens to {number(last.value, '%')} at "
-        f"{table[-1]['budget']}. Plain truncation cuts the same samples without letting the model answer."
-    )
-    cells: list[list[Cell]] = [
-        [
-            row["budget"],
-            shown(stored(row["forced"], 100)),
-            shown(stored(row["truncated"], 100)),
-            100 * row["forced_share"],
-            row["max_thinking_tokens"],
-        ]
-        for row in table
+    table = sorted(found["eval_final"], key=lambda row: row["budget"])
+    x = [float(row["budget"]) for row in table]
+    stopped = [_stopped(row) for row in table]
+    chance = [100 * sum(row["chance"]) / len(row["chance"]) for row in table]
+    everything = [level([[value] for value in row["correct"]]) for row in table]
+    series = [
+        _band("all replies", x, everything),
+        _band("stopped replies", [place for place, s in zip(x, stopped, strict=True) if s], [s for s in stopped if s]),
+        Series(name="guessing", x=x, y=chance),
     ]
-    columns = ["budget", "forced stop, %", "truncation, %", "replies stopped, %", "longest thought, tokens"]
     plot = Plot(
         title="Accuracy by thinking budget",
         x_label="thinking budget, tokens",
@@ -202,19 +200,48 @@ def budget_section(facts: Facts) -> Section | None:
         series=series,
         y_min=0,
         y_max=100,
-        note="Bands are 95 % intervals over items.",
+        note="Final model. Bands are 95 % intervals over items. The curve of all replies rises by itself as more "
+        "thoughts finish; stopped replies show what a partial thought is worth.",
     )
-    numbers = Table(title="", columns=columns, rows=cells)
-    return Section(title="Thinking budget", text=text, plots=[plot], tables=[numbers])
+    text = (
+        "At the budget's end the engine closes the thought with a fixed text, and the model answers from what it has. "
+        f"Over all replies accuracy goes from {number(everything[0].value, '%')} at {table[0]['budget']} tokens to "
+        f"{number(everything[-1].value, '%')} at {table[-1]['budget']}."
+    )
+    return Section(title="Thinking budget", text=text, plots=[plot], tables=tables)
+
+
+def _stopped(row: Mapping[str, Any]) -> Interval | None:
+    right = [[value] for value, cut in zip(row["correct"], row["stopped"], strict=True) if cut]
+    return level(right) if right else None
+
+
+def _band(name: str, x: list[float], values: list[Interval]) -> Series:
+    low, high = [v.low for v in values], [v.high for v in values]
+    return Series(name=name, x=x, y=[v.value for v in values], low=low, high=high)
+
+
+def _budget_table(title: str, table: list[Mapping[str, Any]]) -> Table:
+    cells: list[list[Cell]] = []
+    for row in sorted(table, key=lambda row: row["budget"]):
+        stopped = _stopped(row)
+        share = 100 * sum(row["stopped"]) / len(row["stopped"])
+        correct = shown(level([[value] for value in row["correct"]]))
+        longest = max(row["thinking_tokens"])
+        cells.append([row["budget"], correct, share, shown(stopped) if stopped else MISSING, longest])
+    columns = ["budget", "all replies, %", "replies stopped, %", "stopped replies, %", "longest thought, tokens"]
+    return Table(title=f"Budgets, {title}", columns=columns, rows=cells)
 
 
 def distillation_section(facts: Facts) -> Section | None:
-    """The student after each arm: quality at T = 1 and cost."""
-    found = [name for name in STUDENTS if not missing(facts, f"eval_{name}/items/hot", f"{name}/result")]
+    """The student after each arm: quality at T = 1 in three parts, and cost."""
+    found = [
+        name for name in STUDENTS if not missing(facts, f"{name}/result", *(f"eval_{name}/items/{p}" for p in PARTS))
+    ]
     if not found:
         return None
-    k = min(8, samples_per_item(facts, *(f"eval_{name}/items/hot" for name in found)))
-    scores = {name: _pass_scores(facts, f"eval_{name}/items/hot", k) for name in found}
+    k = min(8, samples_per_item(facts, *(f"eval_{name}/items/{part}" for name in found for part in PARTS)))
+    scores = {name: [_mean_level(facts, name), _mean_pass(facts, name, k)] for name in found}
     table: list[list[Cell]] = []
     for name in found:
         result = facts[name]["result"]
@@ -222,7 +249,7 @@ def distillation_section(facts: Facts) -> Section | None:
             [
                 STUDENTS[name],
                 *(shown(value) for value in scores[name]),
-                shown(level(rows(facts, f"eval_{name}/items/think", HARD))),
+                *(shown(level(rows(facts, f"eval_{name}/items/{part}"))) for part in PARTS),
                 seconds(facts[name]["manifest"]["cost"]["seconds"]),
                 amount(result.get("tokens")),
                 amount(result.get("generated_tokens")),
@@ -231,11 +258,12 @@ def distillation_section(facts: Facts) -> Section | None:
         )
     said = ", ".join(f"{number(scores[name][0].value, '%')} ({STUDENTS[name]})" for name in found)
     text = (
-        "A smaller model learns from the finished one: first from its answers, then on its own samples against the "
-        "teacher's distribution. RL on the same off-policy student is the comparison. "
-        f"Pass@1 is {said}."
+        "A smaller model learns from the finished one: first from its texts, then on its own samples against the "
+        "teacher's distribution. RL and more texts of the teacher, on the same student for the same operations, are "
+        f"the comparison. Pass@1, mean of the three parts, is {said}."
     )
-    columns = ["arm", "pass@1, %", f"pass@{k}, %", "T = 0.6, %", "time", "trained tokens", "generated", "TFLOP"]
+    columns = ["arm", "pass@1, %", f"pass@{k}, %", "short, no flag, %", "long, no flag, %", "long, /think, %"]
+    columns += ["time", "trained tokens", "generated", "TFLOP"]
     plot = Plot(
         title="Student at T = 1",
         x_label="",
@@ -245,24 +273,21 @@ def distillation_section(facts: Facts) -> Section | None:
         y_min=0,
         y_max=100,
         series=[
-            Series(
-                name=title,
-                x=[float(place) for place in range(len(found))],
-                y=[scores[name][index].value for name in found],
-                low=[scores[name][index].low for name in found],
-                high=[scores[name][index].high for name in found],
-            )
+            _band(title, [float(place) for place in range(len(found))], [scores[name][index] for name in found])
             for index, title in enumerate(("pass@1", f"pass@{k}"))
         ],
     )
-    note = "Time and operations of the arm itself; both second arms stand on the first."
+    note = "Pass@1 and the second column are means of the three parts. Operations include the teacher's."
     tables = [Table(title="Arms", columns=columns, rows=table, note=note)]
     return Section(title="Strong to weak", text=text, plots=[plot], tables=tables)
 
 
-def _pass_scores(facts: Facts, path: str, k: int) -> list[Any]:
-    values = rows(facts, path, HARD)
-    return [level(values), pass_at_level(values, k)]
+def _mean_level(facts: Facts, name: str) -> Interval:
+    return mean_of([level(rows(facts, f"eval_{name}/items/{part}")) for part in PARTS])
+
+
+def _mean_pass(facts: Facts, name: str, k: int) -> Interval:
+    return mean_of([pass_at_level(rows(facts, f"eval_{name}/items/{part}"), k) for part in PARTS])
 
 
 def samples_section(facts: Facts) -> Section | None:

@@ -32,10 +32,9 @@ PRETRAINING = {
     "s3_old_base": "3 with the old base",
     "student_s1": "student 1",
     "student_base": "student 2",
-    "moe_s1": "MoE 1, global",
-    "moe_global": "MoE 2, global",
-    "moe_micro_s1": "MoE 1, micro-batch",
-    "moe_micro": "MoE 2, micro-batch",
+    "student_base_general": "student 1 continued",
+    "moe_global": "MoE, global",
+    "moe_micro": "MoE, micro-batch",
 }
 RL_STAGES = {"rl": "reasoning RL", "general_rl": "general RL", "student_rl": "RL on the student"}
 ON_POLICY = {**RL_STAGES, "student_opd": "on-policy distillation"}
@@ -195,17 +194,18 @@ def fusion_section(facts: Facts) -> Section | None:
     if result is None:
         return None
     rejected = result["rejected"]
-    rows: list[list[Cell]] = [["queries asked again", result["asked"]]]
-    rows += [[f"samples dropped: {reason}", count] for reason, count in sorted(rejected.items())]
-    rows += [["thoughts kept", result["rejection_kept"]], ["training examples", result["examples"]]]
+    rows: list[list[Cell]] = [[f"thoughts dropped: {reason}", count] for reason, count in sorted(rejected.items())]
+    forms = (lookup(facts, "fusion/result/saw/forms") or {}).items()
+    rows += [[f"prompts: {form}", count] for form, count in forms]
+    rows += [["training examples in all", result["examples"]]]
     text = (
-        f"The thinking half of the data is written by the model after reasoning RL: {number(result['rejection_kept'])} "
-        f"of {number(result['asked'])} queries got a thought that passes every filter. The other half answers at once."
+        f"The thinking half of the data is written by the model after reasoning RL: {number(sum(rejected.values()))} "
+        "of its thoughts failed a filter and were dropped. The other half answers at once."
     )
     parts = ("eval_fusion/items/think", "eval_rl/items/think")
     if not missing(facts, *parts):
         text += f" Fusion changed thinking accuracy by {shown(difference(facts, *parts, HARD), 'points')}."
-    table = Table(title="Making the fusion set", columns=["what", "count"], rows=rows)
+    table = Table(title="The fusion set", columns=["what", "count"], rows=rows)
     return Section(title="Thinking-mode fusion", text=text, tables=[table])
 
 
@@ -279,18 +279,25 @@ def moe_section(facts: Facts) -> Section | None:
     rows: list[list[Cell]] = []
     for title, experts in found.items():
         loads = [share * len(layer) for layer in experts["load"] for share in layer]
-        distance = sum(experts["family_tv"]) / len(experts["family_tv"])
-        rows.append([title, experts["dead"], max(loads), min(loads), distance])
+        means = [_mean(experts[key]) for key in ("task_tv", "family_tv")]
+        rows.append([title, experts["dead"], max(loads), min(loads), *means])
     distances = " and ".join(f"{number(row[4])} ({row[0]})" for row in rows if isinstance(row[4], float))
     text = (
-        "A balance loss over the whole batch lets single kinds of text prefer some experts; one over each part of the "
-        f"batch forbids it. The distance between the families' routing came out at {distances}; 0 means that all "
-        "kinds use experts alike, 1 that they share none."
+        "The balance loss asks for even use of the experts, over the whole batch or within every micro-batch. The "
+        f"distance between the routing of task families came out at {distances}; 0 means that all families use experts "
+        "alike, 1 that they share none. Text is a kind of its own, far from every task; it counts in the last column."
     )
-    columns = ["balance loss", "dead experts", "largest load (fair = 1)", "smallest load", "distance between families"]
+    columns = [
+        *("balance loss", "dead experts", "largest load (fair = 1)", "smallest load"),
+        *("distance between task families", "with text"),
+    ]
     table = Table(title="Two ways to balance", columns=columns, rows=rows)
     heatmaps = [_experts_map(title, experts) for title, experts in found.items()]
     return Section(title="Experts", text=text, tables=[table], heatmaps=heatmaps)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _experts_map(title: str, experts: Mapping[str, Any]) -> Heatmap:

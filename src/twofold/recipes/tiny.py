@@ -8,7 +8,7 @@ base, distillation against RL, the MoE pair); it changes nothing about the main 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 from twofold.base.config import Config
 from twofold.optim.schedule import Decay
@@ -16,18 +16,29 @@ from twofold.post.distill import DistillConfig
 from twofold.post.rl import RLConfig
 from twofold.recipes.chain import Chain, Stage, command_line
 from twofold.recipes.corpus import DataConfig, build_data
-from twofold.recipes.distill import OffPolicyConfig, OnPolicyConfig, off_policy, on_policy, student_rl
-from twofold.recipes.measure import MeasureConfig, measure_checkpoint
+from twofold.recipes.distill import (
+    OffPolicyConfig,
+    OnPolicyConfig,
+    TeacherTextConfig,
+    more_teacher_texts,
+    off_policy,
+    on_policy,
+    student_rl,
+)
+from twofold.recipes.fusion import FusionConfig, ThinkOnlyConfig, fusion, think_only
+from twofold.recipes.general import GeneralSFTConfig, general_rl, general_sft
+from twofold.recipes.measure import MeasureConfig, Part, measure_checkpoint
 from twofold.recipes.post import (
     ColdStartConfig,
-    FusionConfig,
+    MoreSFTConfig,
+    RejectionConfig,
     RLStageConfig,
     SFTConfig,
     cold_start,
     direct_control,
-    fusion,
-    general_rl,
+    more_sft_control,
     reasoning_rl,
+    rejection_control,
 )
 from twofold.recipes.pretrain import ModelShape, PretrainConfig, pretrain
 from twofold.recipes.report import ReportConfig, write_stage_report
@@ -41,27 +52,28 @@ SPARSE = ModelShape(hidden_size=64, intermediate_size=192, head_dim=16, experts=
 SPANS = ((0, 256), (256, 512), (512, 1024))
 SHORT = ((1.0, 192, 256),)
 LONG = ((0.75, 512, 1024), (0.25, 128, 512))
-BUDGETS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 96)
+MIXED = ((1.0, 32, 96),)  # pieces so short that a micro-batch of 256 tokens holds several sources
+BUDGETS = (0, 8, 16, 24, 32, 40, 48)
+GENERAL_MIXTURE = {"text": 0.58, "tasks_general": 0.3, "notes_short": 0.08, "gym": 0.04}
 
 
-def _s1(shape: ModelShape, tokens: int = 1_500_000, copying: int = 300_000, balance: float = 0.0) -> PretrainConfig:
+def _s1(shape: ModelShape, tokens: int = 1_200_000, copying: int = 300_000) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=20, decay="constant"),
         tokens=tokens,
         tokens_per_step=2560,
-        head_start={"copying": copying} if copying else {},
-        mixture={"text": 0.58, "tasks_general": 0.3, "notes_short": 0.08, "gym": 0.04},
+        head_start={"copying": copying},
+        mixture=GENERAL_MIXTURE,
         ordered=("copying", "tasks_general", "notes_short"),
         length_mix=SHORT,
         rope_theta=1e4,
         context=256,
         spans=SPANS,
-        balance=balance,
     )
 
 
-def _s2(shape: ModelShape, tokens: int = 3_200_000, text: float = 0.2, balance: float = 0.0) -> PretrainConfig:
+def _s2(shape: ModelShape, tokens: int = 3_300_000, text: float = 0.2) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=0, decay="linear", start=1.0, end=0.15),
@@ -73,12 +85,12 @@ def _s2(shape: ModelShape, tokens: int = 3_200_000, text: float = 0.2, balance: 
         rope_theta=1e4,
         context=256,
         spans=SPANS,
-        balance=balance,
         probe_distance=256,
+        task_items=40,
     )
 
 
-def _s3(shape: ModelShape, tokens: int = 700_000, rope_theta: float = 1e6) -> PretrainConfig:
+def _s3(shape: ModelShape, tokens: int = 800_000, rope_theta: float = 1e6) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=5, decay="linear", start=0.5, end=0.05),
@@ -90,6 +102,23 @@ def _s3(shape: ModelShape, tokens: int = 700_000, rope_theta: float = 1e6) -> Pr
         context=1024,
         spans=SPANS,
         probe_distance=256,
+        task_items=40,
+    )
+
+
+def _moe(scope: Literal["global", "micro"]) -> PretrainConfig:
+    """Text and tasks in short pieces, so that every micro-batch is mixed; the weight is Qwen3's."""
+    return PretrainConfig(
+        shape=SPARSE,
+        optim=OptimConfig(warmup=20, decay="linear", end=0.1),
+        tokens=600_000,
+        tokens_per_step=2560,
+        mixture={"tasks_reasoning": 0.6, "text": 0.4},
+        length_mix=MIXED,
+        rope_theta=1e4,
+        context=256,
+        balance=1e-3,
+        balance_scope=scope,
     )
 
 
@@ -111,15 +140,16 @@ class TinyConfig(Config):
     s1: PretrainConfig = _s1(FLAGSHIP)
     s2: PretrainConfig = _s2(FLAGSHIP)
     s3: PretrainConfig = _s3(FLAGSHIP)
-    cold_start: ColdStartConfig = ColdStartConfig(optim=_sft(0.01, 3e-3), steps=70)
+    cold_start: ColdStartConfig = ColdStartConfig(optim=_sft(0.01, 3e-3), steps=100)
     rl: RLStageConfig = RLStageConfig(
-        rl=RLConfig(steps=45, entropy_low=0.03, entropy_high=0.6),
+        rl=RLConfig(steps=50, entropy_low=0.03, entropy_high=0.6),
         optim=_rl(4e-4, decay="linear", end=0.1),
+        pool_per_family=250,
     )
-    fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=360)
+    fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=330)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
-            steps=100,
+            steps=60,
             queries_per_step=32,
             group_size=8,
             max_tokens=96,
@@ -130,45 +160,50 @@ class TinyConfig(Config):
         optim=_rl(3e-4, decay="linear", end=0.1),
         pool_per_family=60,
     )
+
+
+class PostControls(Config):
+    """Opponents of the flagship's post-training stages."""
+
     direct: SFTConfig = SFTConfig(optim=_sft(0.01, 3e-3), steps=250)
+    more_sft: MoreSFTConfig = MoreSFTConfig(optim=_sft(0.005, 1.5e-3))
+    rejection: RejectionConfig = RejectionConfig(optim=_sft(0.005, 1.5e-3))
+    think_only: ThinkOnlyConfig = ThinkOnlyConfig(optim=_sft(0.005, 1.5e-3), steps=0)
+    general_sft_24: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.003, 1e-3), steps=60)
+    general_sft_240: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.003, 1e-3), steps=60, labelled=240)
 
 
 class StudentConfig(Config):
-    """The distillation arms."""
+    """The smaller model: its base, another base that never leaves stage 1, and the arms of distillation."""
 
-    s1: PretrainConfig = _s1(STUDENT, 1_200_000)
-    s2: PretrainConfig = _s2(STUDENT, 2_400_000, text=0.1)
-    off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=100, queries=1000)
-    on_policy: OnPolicyConfig = OnPolicyConfig(
-        distill=DistillConfig(steps=44, temperature=0.6),
-        optim=OptimConfig(muon_lr=0.003, adam_lr=1e-3, warmup=2, decay="linear", end=0.1),
-        think_share=0.8,
-    )
+    s1: PretrainConfig = _s1(STUDENT, 900_000)
+    s2: PretrainConfig = _s2(STUDENT, 2_000_000)
+    off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=100)
     rl: RLStageConfig = RLStageConfig(
-        rl=RLConfig(steps=80, entropy_low=0.03, entropy_high=0.6), optim=_rl(3e-4), pool_per_family=300
+        rl=RLConfig(steps=60, entropy_low=0.03, entropy_high=0.6), optim=_rl(4e-4, decay="linear", end=0.1)
     )
+    on_policy: OnPolicyConfig = OnPolicyConfig(
+        distill=DistillConfig(steps=1000, temperature=0.6),
+        optim=OptimConfig(muon_lr=0.003, adam_lr=1e-3, warmup=2, decay="linear", end=0.1),
+    )
+    more_sft: TeacherTextConfig = TeacherTextConfig(optim=_sft(0.005, 1.5e-3))
 
 
 class TinyFullConfig(TinyConfig):
     """With the control arms' settings."""
 
+    post: PostControls = PostControls()
     student: StudentConfig = StudentConfig()
-    moe_s1: PretrainConfig = _s1(SPARSE, 300_000, copying=0, balance=0.1)
-    moe_s2: PretrainConfig = _s2(SPARSE, 700_000, balance=0.1)
+    moe_global: PretrainConfig = _moe("global")
+    moe_micro: PretrainConfig = _moe("micro")
 
 
-def measured(full: MeasureConfig, *parts: str) -> MeasureConfig:
-    """The battery for one checkpoint: ``full`` without the parts not named (hot, general, budget)."""
-    absent: dict[str, dict[str, Any]] = {
-        "hot": {"hot_samples": 0},
-        "general": {"mode_queries": 0, "general_per_kind": 0},
-        "budget": {"budgets": ()},
-    }
-    changes: dict[str, Any] = {}
-    for part, change in absent.items():
-        if part not in parts:
-            changes |= change
-    return full.model_copy(update=changes)
+CORE: tuple[Part, ...] = ("think", "direct", "no_think", "beyond")
+
+
+def measured(full: MeasureConfig, *parts: Part) -> MeasureConfig:
+    """The battery for one checkpoint: the parts named."""
+    return full.model_copy(update={"parts": parts, "budgets": full.budgets if "budget" in parts else ()})
 
 
 def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
@@ -176,7 +211,7 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
     config = TinyFullConfig().override(overrides)
     stages = main_stages(config)
     if config.controls:
-        stages += control_stages(config)
+        stages += post_controls(config) + student_stages(config) + base_controls(config)
     titles = {stage.name: stage.title for stage in stages}
     report = ReportConfig(command=command_line("tiny", overrides, seed), titles=titles)
     needs = tuple(stage.name for stage in stages)
@@ -186,57 +221,81 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
 
 def main_stages(config: TinyConfig) -> list[Stage]:
     """From raw text to the finished model, each checkpoint measured."""
-    battery = config.measure
+    full = config.measure
+    cold, rl = measured(full, *CORE, "long"), measured(full, *CORE, "long")
+    fused = measured(full, *CORE, "long", "modes", "general", "budget")
     return [
-        Stage("data", "Text and tasks: clean, split, tokenise", config.data, (), build_data),
+        Stage("data", "Text and tasks: clean, split, tokenise", config.data, (), build_data, version=2),
         Stage("s1", "Pre-training 1: general", config.s1, ("data",), pretrain),
         Stage("s2", "Pre-training 2: reasoning", config.s2, ("data", "s1"), pretrain),
         Stage("s3", "Pre-training 3: long context", config.s3, ("data", "s2"), pretrain),
-        Stage("cold_start", "Post-training 1: long-CoT cold start", config.cold_start, ("s3",), cold_start),
-        Stage("eval_cold_start", "Measure", measured(battery, "hot"), ("cold_start",), measure_checkpoint),
-        Stage("rl", "Post-training 2: reasoning RL", config.rl, ("cold_start",), reasoning_rl),
-        Stage("eval_rl", "Measure", measured(battery, "hot"), ("rl",), measure_checkpoint),
-        Stage("fusion", "Post-training 3: thinking-mode fusion", config.fusion, ("rl", "cold_start"), fusion),
-        Stage("eval_fusion", "Measure", measured(battery, "general"), ("fusion",), measure_checkpoint),
-        Stage("general_rl", "Post-training 4: general RL", config.general_rl, ("fusion",), general_rl, version=2),
-        Stage("eval_final", "Measure", measured(battery, "general", "budget"), ("general_rl",), measure_checkpoint),
+        Stage("cold_start", "Post-training 1: long-CoT cold start", config.cold_start, ("s3",), cold_start, version=2),
+        Stage("eval_cold_start", "Measure", cold, ("cold_start",), measure_checkpoint, version=2),
+        Stage("rl", "Post-training 2: reasoning RL", config.rl, ("cold_start",), reasoning_rl, version=2),
+        Stage("eval_rl", "Measure", rl, ("rl",), measure_checkpoint, version=2),
+        Stage(
+            "fusion", "Post-training 3: thinking-mode fusion", config.fusion, ("rl", "cold_start"), fusion, version=2
+        ),
+        Stage("eval_fusion", "Measure", fused, ("fusion",), measure_checkpoint, version=2),
+        Stage("general_rl", "Post-training 4: general RL", config.general_rl, ("fusion",), general_rl, version=3),
+        Stage("eval_final", "Measure", fused, ("general_rl",), measure_checkpoint, version=2),
     ]
 
 
-def control_stages(config: TinyFullConfig) -> list[Stage]:
-    """Arms that some claims are judged against."""
-    student, battery = config.student, config.measure
-    students = measured(battery, "hot").model_copy(update={"items_per_family": 250})
-    old_base = config.s3.model_copy(update={"rope_theta": config.s2.rope_theta})
-    by_source = {"balance_scope": "source"}
-    return [
-        Stage("direct", "Control: direct answers only", config.direct, ("s3", "cold_start"), direct_control),
-        Stage("eval_direct", "Measure", measured(battery), ("direct",), measure_checkpoint),
-        Stage("s3_old_base", "Control: long context, old RoPE base", old_base, ("data", "s2"), pretrain),
+def post_controls(config: TinyFullConfig) -> list[Stage]:
+    """Opponents of the flagship's stages, each measured on the parts that its claim needs."""
+    post, full = config.post, config.measure
+    uncut = config.fusion.model_copy(update={"cut_thoughts": 0})
+    arms = [
+        ("direct", "Control: direct answers only", post.direct, ("s3", "cold_start"), direct_control, CORE),
+        ("rl_more_sft", "Control: more SFT on traces", post.more_sft, ("cold_start", "rl"), more_sft_control,
+         ("think", "long", "beyond")),
+        ("rl_rejection", "Control: SFT on own right samples", post.rejection, ("cold_start", "rl"), rejection_control,
+         ("think", "long", "beyond")),
+        ("think_only", "Control: thinking alone", post.think_only, ("rl", "cold_start", "fusion"), think_only,
+         ("think", "long")),
+        ("uncut", "Control: fusion without cut thoughts", uncut, ("rl", "cold_start"), fusion, ("budget",)),
+        ("general_sft_24", "Control: 24 solved examples", post.general_sft_24, ("fusion",), general_sft,
+         ("think", "general")),
+        ("general_sft_240", "Control: 240 solved examples", post.general_sft_240, ("fusion",), general_sft,
+         ("think", "general")),
+    ]  # fmt: skip
+    stages = []
+    for name, title, setting, needs, run, parts in arms:
+        stages.append(Stage(name, title, setting, needs, run, version=2))
+        stages.append(Stage(f"eval_{name}", "Measure", measured(full, *parts), (name,), measure_checkpoint, version=2))
+    return stages
+
+
+def student_stages(config: TinyFullConfig) -> list[Stage]:
+    """The smaller model: two bases, and three arms of equal operations on one of them."""
+    student = config.student
+    battery = measured(config.measure, "think", "hot", "long", "flag", "beyond")
+    general = student.s2.model_copy(update={"mixture": student.s1.mixture, "ordered": student.s1.ordered[1:]})
+    arms = [
+        ("student_sft", "Distillation 1: off-policy", student.off_policy, ("student_base", "general_rl"), off_policy),
+        ("student_rl", "Distillation 2, opponent: RL", student.rl, ("student_sft",), student_rl),
+        ("student_opd", "Distillation 2: on-policy", student.on_policy, ("student_sft", "general_rl", "student_rl"),
+         on_policy),
+        ("student_more_sft", "Distillation 2, opponent: teacher's texts", student.more_sft,
+         ("student_sft", "general_rl", "student_rl"), more_teacher_texts),
+    ]  # fmt: skip
+    stages = [
         Stage("student_s1", "Student: pre-training 1", student.s1, ("data",), pretrain),
         Stage("student_base", "Student: pre-training 2", student.s2, ("data", "student_s1"), pretrain),
-        Stage(
-            "student_sft", "Distillation 1: off-policy", student.off_policy, ("student_base", "general_rl"), off_policy
-        ),
-        Stage("eval_student_sft", "Measure", students, ("student_sft",), measure_checkpoint),
-        Stage("student_opd", "Distillation 2: on-policy", student.on_policy, ("student_sft", "general_rl"), on_policy),
-        Stage("eval_student_opd", "Measure", students, ("student_opd",), measure_checkpoint),
-        Stage("student_rl", "Comparison: RL on the student", student.rl, ("student_sft",), student_rl),
-        Stage("eval_student_rl", "Measure", students, ("student_rl",), measure_checkpoint),
-        Stage("moe_s1", "MoE: pre-training 1, global balance", config.moe_s1, ("data",), pretrain),
-        Stage("moe_global", "MoE: pre-training 2, global balance", config.moe_s2, ("data", "moe_s1"), pretrain),
-        Stage(
-            "moe_micro_s1",
-            "MoE control: micro-batch balance",
-            config.moe_s1.model_copy(update=by_source),
-            ("data",),
-            pretrain,
-        ),
-        Stage(
-            "moe_micro",
-            "MoE control: micro-batch balance",
-            config.moe_s2.model_copy(update=by_source),
-            ("data", "moe_micro_s1"),
-            pretrain,
-        ),
+        Stage("student_base_general", "Control: stage 1 goes on", general, ("data", "student_s1"), pretrain),
+    ]
+    for name, title, setting, needs, run in arms:
+        stages.append(Stage(name, title, setting, needs, run, version=2))
+        stages.append(Stage(f"eval_{name}", "Measure", battery, (name,), measure_checkpoint, version=2))
+    return stages
+
+
+def base_controls(config: TinyFullConfig) -> list[Stage]:
+    """The old RoPE base, and the pair of mixtures of experts."""
+    old_base = config.s3.model_copy(update={"rope_theta": config.s2.rope_theta})
+    return [
+        Stage("s3_old_base", "Control: long context, old RoPE base", old_base, ("data", "s2"), pretrain),
+        Stage("moe_global", "MoE: global balance", config.moe_global, ("data",), pretrain),
+        Stage("moe_micro", "MoE control: micro-batch balance", config.moe_micro, ("data",), pretrain),
     ]

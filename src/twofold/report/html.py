@@ -14,6 +14,8 @@ from twofold.report.plots import plot_svg
 from twofold.report.style import CSS
 from twofold.report.text import (
     amount,
+    claim_lines,
+    claim_target,
     inline_html,
     interval,
     memory,
@@ -27,7 +29,6 @@ from twofold.report.text import (
     with_space,
 )
 
-MARKS = {"holds": ("holds", "✓"), "does not hold": ("fails", "✗"), "not judged": ("open", "○")}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NUMBERS_SHOWN = 40
 HEAT_TEXT_COLUMNS = 16
@@ -37,7 +38,7 @@ def render_html(report: Report) -> str:
     """The whole page as text."""
     parts: list[tuple[str, str]] = []
     if report.claims:
-        parts.append(("Claims", _claims(report.claims)))
+        parts.append(("Claims", _claims(report.claims, report.claims_note)))
     if report.stages:
         parts.append(("Stages and cost", _stages(report)))
     parts.extend((section.title, _section(section)) for section in report.sections)
@@ -89,27 +90,25 @@ def _header(report: Report) -> str:
     return f'<header><h1>{escape(report.title)}</h1>{intro}<dl class="facts">{cells}</dl></header>'
 
 
-def _claims(claims: list[Claim]) -> str:
+def _claims(claims: list[Claim], note: str) -> str:
     rows = "".join(_claim_row(claim) for claim in claims)
     return f"""<p>{escape(verdict_line(claims))}. Brackets and thick lines are 95&nbsp;% intervals;
 the dashed line is the target.</p>
+{prose_html(note)}
 <div class="scroll"><table class="claims"><thead><tr><th>Verdict</th><th>Claim</th><th class="num">Measured</th>
-<th class="num">Target</th><th class="wide"><span hidden>Interval</span></th></tr></thead>
+<th class="target">Target</th><th class="wide"><span hidden>Interval</span></th></tr></thead>
 <tbody>{rows}</tbody></table></div>"""
 
 
 def _claim_row(claim: Claim) -> str:
-    style, mark = MARKS[claim.verdict]
-    note = f'<p class="note">{inline_html(claim.note)}</p>' if claim.note else ""
-    target = ""
-    if claim.target is not None:
-        sign = "≥" if claim.direction == "at least" else "≤"
-        target = f"{sign}&nbsp;{escape(short(claim.target, claim.unit))}"
+    lines = "".join(f"<li>{inline_html(line)}</li>" for line in claim_lines(claim))
+    note = f'<ul class="note">{lines}</ul>' if lines else ""
+    note += f'<p class="note">{inline_html(claim.note)}</p>' if claim.note else ""
     bounds = interval(claim.low, claim.high)
-    return f"""<tr><td><span class="mark {style}">{mark} {claim.verdict}</span></td>
-<td><b>{escape(claim.name)}</b><br>{inline_html(claim.statement)}{note}</td>
+    return f"""<tr><td><span class="mark {claim.outcome}">{claim.verdict}</span></td>
+<td><b>{escape(claim.name)}</b><br>{inline_html(claim.question or claim.statement)}{note}</td>
 <td class="num">{escape(number(claim.value, claim.unit))}<span>{escape(bounds)}</span></td>
-<td class="num">{target}</td><td class="wide">{_claim_bar(claim)}</td></tr>"""
+<td class="target">{escape(claim_target(claim))}</td><td class="wide">{_claim_bar(claim)}</td></tr>"""
 
 
 def _claim_bar(claim: Claim) -> str:

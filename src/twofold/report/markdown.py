@@ -12,6 +12,8 @@ from twofold.report.model import Cell, Claim, Heatmap, Plot, Report, Sample, Sec
 from twofold.report.text import (
     amount,
     cell_markdown,
+    claim_lines,
+    claim_target,
     fence,
     inline_markdown,
     interval,
@@ -19,14 +21,12 @@ from twofold.report.text import (
     number,
     prose_markdown,
     seconds,
-    short,
     slug,
     tokens_per_second,
     verdict_line,
 )
 
 PLOT_FOLDER = "plots"
-MARKS = {"holds": "✅ holds", "does not hold": "❌ does not hold", "not judged": "⚪ not judged"}
 
 
 def plot_files(report: Report) -> dict[str, Plot]:
@@ -46,7 +46,8 @@ def render_markdown(report: Report) -> str:
         facts.append(f"peak memory {memory(report.peak_memory_bytes)}")
     parts = [f"# {inline_markdown(report.title)}", prose_markdown(report.intro), inline_markdown(" · ".join(facts))]
     if report.claims:
-        parts += ["## Claims", f"{verdict_line(report.claims)}. Brackets are 95 % intervals.", _claims(report.claims)]
+        lead = f"{verdict_line(report.claims)}. Brackets are 95 % intervals."
+        parts += ["## Claims", lead, prose_markdown(report.claims_note), _claims(report.claims)]
     if report.stages:
         parts += ["## Stages and cost", _stages(report)]
     for section in report.sections:
@@ -61,11 +62,10 @@ def render_markdown(report: Report) -> str:
 def _claims(claims: list[Claim]) -> str:
     rows = []
     for claim in claims:
-        sign = "≥" if claim.direction == "at least" else "≤"
-        target = f"{sign} {short(claim.target, claim.unit)}" if claim.target is not None else ""
-        measured = f"{number(claim.value, claim.unit)} {interval(claim.low, claim.high)}".strip()
-        statement = f"**{cell_markdown(claim.name)}**: {cell_markdown(claim.statement)}"
-        rows.append([MARKS[claim.verdict], statement, measured, target, cell_markdown(claim.note)])
+        figures = f"{number(claim.value, claim.unit)} {interval(claim.low, claim.high)}".strip()
+        statement = f"**{cell_markdown(claim.name)}**: {cell_markdown(claim.question or claim.statement)}"
+        notes = [cell_markdown(line) for line in [*claim_lines(claim), claim.note] if line]
+        rows.append([claim.verdict, statement, figures, cell_markdown(claim_target(claim)), "<br>".join(notes)])
     return _grid(["Verdict", "Claim", "Measured", "Target", "Note"], rows)
 
 

@@ -18,15 +18,47 @@ class ReportModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
+# How a condition is judged: on the lower end ("above", "at least"), on the upper end ("at most"), on the estimate
+# ("level": at least the target), or as a yes or no ("exact": 1 or 0). A missing end is replaced by the estimate.
+Sense = Literal["above", "at least", "at most", "level", "exact"]
+
+
+class Figure(ReportModel):
+    """A number that a claim shows. name: a short stable key. detail: what the number alone does not say."""
+
+    name: str
+    text: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    detail: str = ""
+
+
+class Condition(Figure):
+    """A number that a claim is judged on; without a value the run lacks what it needs, and it is not met."""
+
+    target: float
+    sense: Sense
+    met: bool = False
+
+
 class Claim(ReportModel):
     """One effect the run is expected to show, with what was measured.
 
-    value, low, high: estimate and interval. target: what the claim is judged against. direction: which side of the
-    target is wanted. judged: False when the run lacks an arm the claim needs; then ``holds`` means nothing.
+    value, low, high, target, direction: those of the first condition, where there are conditions. direction: which side
+    of the target is wanted. judged: False when the run lacks an arm the claim needs, or when its arms were not equal;
+    then ``holds`` means nothing. seeds: the training seeds that the intervals are over; empty for a single run, whose
+    verdict is about that run alone.
     """
 
     name: str
     statement: str
+    key: str = ""
+    question: str = ""
+    conditions: list[Condition] = Field(default_factory=list)
+    shown: list[Figure] = Field(default_factory=list)
+    seeds: list[int] = Field(default_factory=list)
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -38,10 +70,17 @@ class Claim(ReportModel):
     note: str = ""
 
     @property
-    def verdict(self) -> Literal["holds", "does not hold", "not judged"]:
+    def verdict(self) -> str:
+        """``holds in this run``, ``does not hold in this run``, ``not judged``; over several seeds without the run."""
         if not self.judged:
             return "not judged"
-        return "holds" if self.holds else "does not hold"
+        scope = "" if self.seeds else " in this run"
+        return f"holds{scope}" if self.holds else f"does not hold{scope}"
+
+    @property
+    def outcome(self) -> Literal["holds", "fails", "open"]:
+        """The verdict as a word for style and counting."""
+        return ("holds" if self.holds else "fails") if self.judged else "open"
 
 
 class Series(ReportModel):
@@ -154,7 +193,7 @@ class StageCost(ReportModel):
 
 
 class Report(ReportModel):
-    """A whole report. command: what reproduces the run, exactly. created: ISO 8601."""
+    """A whole report. command: what reproduces the run, exactly. created: ISO 8601. claims_note: how to read them."""
 
     title: str
     command: str
@@ -164,6 +203,7 @@ class Report(ReportModel):
     created: str
     intro: str = ""
     claims: list[Claim] = Field(default_factory=list)
+    claims_note: str = ""
     stages: list[StageCost] = Field(default_factory=list)
     sections: list[Section] = Field(default_factory=list)
     data_card: Section | None = None

@@ -53,6 +53,8 @@ tfoot td { font-weight: 600; border-top: 2px solid var(--line); border-bottom: n
 .claims b { font-weight: 600; }
 .claims .num { font-weight: 600; }
 .claims .num span { display: block; font-weight: 400; color: var(--muted); font-size: .82rem; }
+.claims .note { padding-left: 1rem; } .claims p.note { padding-left: 0; }
+.claims .target { color: var(--muted); font-size: .82rem; min-width: 6rem; }
 .mark { display: inline-block; white-space: nowrap; font-size: .78rem; font-weight: 600; border-radius: 99px;
   padding: .12rem .65rem; }
 .holds { color: var(--good); background: var(--good-soft); }
@@ -91,7 +93,7 @@ footer { margin-top: 4rem; padding-top: 1.2rem; border-top: 1px solid var(--line
   .claims thead { display: none; }
   .claims tr { display: grid; grid-template-columns: 1fr auto auto; column-gap: 1rem; padding: .9rem 0; border-bottom: 1px solid var(--line); }
   .claims td { border: none; padding: .15rem 0; } .claims td:nth-child(2) { grid-column: 1 / -1; order: 1; }
-  .claims .num + .num { padding-left: 0; color: var(--muted); }
+  .claims .num + .target { padding-left: 0; }
   .claims .wide { grid-column: 1 / -1; order: 2; } .claims .note { margin-top: .2rem; } }
 @media print { nav { display: none; } .layout { display: block; } figure, .sample { break-inside: avoid; } }
 """

@@ -10,7 +10,7 @@ import math
 import re
 
 from twofold.base.progress import duration_text
-from twofold.report.model import Claim, StageCost
+from twofold.report.model import Claim, Condition, Figure, StageCost
 
 MISSING = "–"
 
@@ -75,11 +75,59 @@ def tokens_per_second(stage: StageCost) -> float | None:
     return stage.tokens / stage.seconds if stage.tokens and stage.seconds > 0 else None
 
 
+def measured(figure: Figure) -> str:
+    """``84.2 points [80.4, 87.5]``; yes or no for an exact condition; a dash for what the run lacks."""
+    if figure.value is None:
+        return MISSING
+    if isinstance(figure, Condition) and figure.sense == "exact":
+        return "yes" if figure.value == 1 else "no"
+    return f"{number(figure.value, figure.unit)} {interval(figure.low, figure.high)}".strip()
+
+
+def wanted(condition: Condition) -> str:
+    """What a condition asks for, in words."""
+    target = short(condition.target, condition.unit)
+    return {
+        "above": f"lower end above {target}",
+        "at least": f"lower end at least {target}",
+        "at most": f"upper end at most {target}",
+        "level": f"estimate at least {target}",
+        "exact": "yes",
+    }[condition.sense]
+
+
+def condition_line(condition: Condition) -> str:
+    """One condition with its figures: ``**not met**: text: 1.20 points [0.5, 1.9]; wanted: …``."""
+    mark = "not measured" if condition.value is None else "met" if condition.met else "**not met**"
+    detail = f" ({condition.detail})" if condition.detail else ""
+    return f"{mark}: {condition.text}: {measured(condition)}{detail}; wanted: {wanted(condition)}"
+
+
+def figure_line(figure: Figure) -> str:
+    """One figure that is shown and not judged."""
+    return f"shown: {figure.text}: {measured(figure)}{f' ({figure.detail})' if figure.detail else ''}"
+
+
+def claim_lines(claim: Claim) -> list[str]:
+    """Every condition of a claim, then what is shown beside them."""
+    return [*map(condition_line, claim.conditions), *map(figure_line, claim.shown)]
+
+
+def claim_target(claim: Claim) -> str:
+    """What the claim's first figure is judged against."""
+    if claim.conditions:
+        return wanted(claim.conditions[0])
+    if claim.target is None:
+        return ""
+    return f"{'≥' if claim.direction == 'at least' else '≤'}\u00a0{short(claim.target, claim.unit)}"
+
+
 def verdict_line(claims: list[Claim]) -> str:
-    """``7 hold, 1 does not, 1 not judged`` of a list of claims."""
-    verdicts = [claim.verdict for claim in claims]
-    good, bad, open_ = (verdicts.count(name) for name in ("holds", "does not hold", "not judged"))
-    parts = [f"{good} of {good + bad} claims {'holds' if good == 1 else 'hold'}"]
+    """``7 of 8 claims hold in this run, 1 not judged`` of a list of claims."""
+    outcomes = [claim.outcome for claim in claims]
+    good, bad, open_ = (outcomes.count(name) for name in ("holds", "fails", "open"))
+    scope = "" if all(claim.seeds for claim in claims) else " in this run"
+    parts = [f"{good} of {good + bad} claims {'holds' if good == 1 else 'hold'}{scope}"]
     if open_:
         parts.append(f"{open_} not judged")
     return ", ".join(parts)

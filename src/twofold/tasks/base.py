@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from twofold.base.split import held_out
 Split = Literal["train", "test"]
 
 _MAX_TRIES = 20_000
+_SIZE_TRIES = 600  # draws at one size before any size will do
 _LONE_CAPITAL = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")
 
 
@@ -93,23 +94,34 @@ def draw_size(rng: random.Random, low: int, high: int, level: float) -> int:
     return rng.randint(low, low + round(level * (high - low)))
 
 
-def draw_item(task: Task, rng: random.Random, split: Split, level: float = 1.0) -> Item:
-    """Generate until an item falls into ``split``.
+def draw_item(
+    task: Task, rng: random.Random, split: Split, level: float = 1.0, fresh: Callable[[Item], bool] | None = None
+) -> Item:
+    """Draw a size (``meta["n"]``, where the family has one), then items of that size until one falls into ``split``.
+
+    Without the size first, sizes with many held-out keys would crowd out the others. A size that gives no item in 600
+    tries is let go.
 
     Raises:
         InputError: no such item in 20,000 tries (too few distinct items at this level).
     """
-    for _ in range(_MAX_TRIES):
+    size = task.generate(rng, level).meta.get("n")
+    for number in range(_MAX_TRIES):
         item = task.generate(rng, level)
-        if held_out(item.key) == (split == "test"):
+        if item.meta.get("n") != size and number < _SIZE_TRIES:
+            continue
+        if held_out(item.key) == (split == "test") and (fresh is None or fresh(item)):
             return item
-    raise InputError(f"task {task.name!r} has no {split} item at level {level}; use a higher level")
+    raise InputError(
+        f"task {task.name!r} has no further {split} item at level {level}; ask for fewer items or use a higher level"
+    )
 
 
 def sample_items(tasks: Sequence[Task], count: int, seed: int, split: Split, level: float = 1.0) -> list[Item]:
     """Draw ``count`` items with distinct prompts, round-robin over ``tasks``, as a function of the arguments alone.
 
-    Each task has its own random stream, so adding a task does not change the items of the others.
+    Each task has its own random stream, so adding a task does not change the items of the others. Test items also
+    have distinct keys within their task: one question under other letters is no second question.
 
     Raises:
         InputError: no tasks, an unknown split, two tasks of one name, or more items asked for than a task has.
@@ -122,20 +134,16 @@ def sample_items(tasks: Sequence[Task], count: int, seed: int, split: Split, lev
     if len(set(names)) != len(names):
         raise InputError(f"task names must be distinct, got {names}")
     streams = [random.Random(f"{seed}:{split}:{name}") for name in names]
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     items: list[Item] = []
     for index in range(count):
         task, rng = tasks[index % len(tasks)], streams[index % len(tasks)]
-        item = draw_item(task, rng, split, level)
-        tries = 0
-        while item.prompt in seen:
-            tries += 1
-            if tries > _MAX_TRIES:
-                raise InputError(
-                    f"task {task.name!r} ran out of distinct {split} items after {len(items)} in all; "
-                    "ask for fewer items or a higher level"
-                )
-            item = draw_item(task, rng, split, level)
-        seen.add(item.prompt)
+        item = draw_item(task, rng, split, level, lambda item: _identity(item, split) not in seen)
+        seen.add(_identity(item, split))
         items.append(item)
     return items
+
+
+def _identity(item: Item, split: Split) -> tuple[str, str]:
+    """What no two items of a sample share."""
+    return (item.family, item.key) if split == "test" else ("", item.prompt)

@@ -1,8 +1,12 @@
 """Own task families, small enough for a model of a few hundred thousand parameters.
 
-``sum``, ``let`` and ``swap`` need steps; ``max`` can be answered directly; ``pick``, a single look-up, is practice for
-the others; ``hop`` is an extra. Every trace does one primitive per token with its operands close by and looks things up
-by unique letters; letters A to J always keep the spaced form (" A"), because another spelling is another token.
+``sum``, ``sub``, ``swap`` and ``roll`` need all their steps; in ``top`` and ``find`` part of them is worth something;
+``max``, ``min`` and ``last`` can be answered directly; ``pick``, a single look-up, is practice for the others; ``let``
+and ``hop`` are extras. Every trace does one primitive per token with its operands close by and looks things up by
+unique letters; letters A to J always keep the spaced form (" A"), because another spelling is another token.
+
+``sub`` and ``roll`` come in three reaches: "short" sizes are shown with their steps in training text, "long" ones are
+posed to RL without any, "beyond" ones are for measurement alone.
 Not here: wrong answers by a model, chat templates, difficulty estimates. Imports no torch.
 """
 
@@ -10,12 +14,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Literal
 
 from twofold.base.records import InputError
 from twofold.tasks.base import Item, Task, canonical_key, draw_size, exact_match
 
+Reach = Literal["short", "long", "beyond"]
+
 LETTERS = "ABCDEFGHIJ"
 LICENCE = "CC0-1.0"
+_LABELS = "abcdefghijklmnop"
 
 
 def _different(*traces: str) -> tuple[str, ...]:
@@ -54,19 +62,39 @@ class SumMod(_OneAnswer):
         n = draw_size(rng, self.low, self.high, level)
         pairs = _lettered_digits(rng, n)
         prompt = "sum mod 10: " + _shown(pairs)
-        forward, total = _running_sum(pairs)
-        backward, _ = _running_sum(pairs[::-1])
+        forward, total = _running(pairs, 1)
+        backward, _ = _running(pairs[::-1], 1)
         traces = _different(forward, backward)
         return Item(self.name, prompt, str(total), traces, canonical_key(prompt), {"n": n})
 
 
-def _running_sum(pairs: list[tuple[str, int]]) -> tuple[str, int]:
+def _running(pairs: list[tuple[str, int]], sign: Literal[1, -1]) -> tuple[str, int]:
     total, steps = 0, []
     for letter, digit in pairs:
-        following = (total + digit) % 10
-        steps.append(f" {letter}{total}+{digit}={following}")
+        following = (total + sign * digit) % 10
+        steps.append(f" {letter}{total}{'+' if sign > 0 else '-'}{digit}={following}")
         total = following
     return "".join(steps), total
+
+
+@dataclass(frozen=True)
+class SubtractMod(_OneAnswer):
+    """``sub mod 10: E1 B5 I6`` -> ``8``: from 0 every digit is taken away; trace `` E0-1=9 B9-5=4 I4-6=8``."""
+
+    low: int = 3
+    high: int = 5
+    name: str = "sub"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw ``low``..``high`` lettered digits to be taken away modulo 10."""
+        n = draw_size(rng, self.low, self.high, level)
+        pairs = _lettered_digits(rng, n)
+        prompt = "sub mod 10: " + _shown(pairs)
+        trace, total = _running(pairs, -1)
+        return Item(self.name, prompt, str(total), (trace,), canonical_key(prompt), {"n": n})
 
 
 @dataclass(frozen=True)
@@ -113,8 +141,8 @@ class Let(_OneAnswer):
 class Swap(_OneAnswer):
     """``swap I G E: a12 b23`` -> ``G E I``; trace `` a12 G I E b23 G E I`` (three cups, labelled exchanges)."""
 
-    low: int = 2
-    high: int = 6
+    low: int = 3
+    high: int = 7
     name: str = "swap"
     version: int = 1
     step_by_step: bool = True
@@ -126,7 +154,7 @@ class Swap(_OneAnswer):
         start = rng.sample(LETTERS, 3)
         moves = [rng.choice(("12", "13", "23")) for _ in range(n)]
         cups, steps, shown = list(start), [], []
-        for label, move in zip("abcdefghijklmnop", moves, strict=False):
+        for label, move in zip(_LABELS, moves, strict=False):
             i, j = int(move[0]) - 1, int(move[1]) - 1
             cups[i], cups[j] = cups[j], cups[i]
             shown.append(f"{label}{move}")
@@ -137,17 +165,104 @@ class Swap(_OneAnswer):
         return Item(self.name, prompt, " ".join(cups), traces, canonical_key(prompt), {"n": n})
 
 
-@dataclass(frozen=True)
-class Largest(_OneAnswer):
-    """``max: E1 B5 I3`` -> ``5``: the largest digit, answerable without thinking.
+# Which of three cups comes to each place: all left, all right, reversed, the first two or the last two exchanged.
+_TURNS = {"L": (1, 2, 0), "R": (2, 0, 1), "X": (2, 1, 0), "P": (1, 0, 2), "Q": (0, 2, 1)}
 
-    Trace: each entry with the largest digit so far, `` E1=1 B5=5 I3=5``.
-    """
+
+@dataclass(frozen=True)
+class Roll(_OneAnswer):
+    """``roll I G E: aL bX`` -> ``I E G``; trace `` aL G E I bX I E G``: three cups and named permutations of them."""
 
     low: int = 3
-    high: int = 8
-    name: str = "max"
+    high: int = 5
+    name: str = "roll"
     version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw three cups and ``low``..``high`` permutations."""
+        n = draw_size(rng, self.low, self.high, level)
+        start = rng.sample(LETTERS, 3)
+        cups, steps, shown = list(start), [], []
+        for label, turn in zip(_LABELS, rng.choices(sorted(_TURNS), k=n), strict=False):
+            cups = [cups[place] for place in _TURNS[turn]]
+            shown.append(f"{label}{turn}")
+            steps.append(f" {label}{turn} {' '.join(cups)}")
+        prompt = f"roll {' '.join(start)}: {' '.join(shown)}"
+        key = f"roll {' '.join(move[1] for move in shown)}"
+        return Item(self.name, prompt, " ".join(cups), ("".join(steps),), key, {"n": n})
+
+
+@dataclass(frozen=True)
+class Top(_OneAnswer):
+    """``top: E15 B52 I60`` -> ``B``: the letter whose two digits have the largest sum modulo 10, the first of equals.
+
+    Trace, each sum with the largest so far and its letter: `` E1+5=6;6 E B5+2=7;7 B I6+0=6;7 B``. A thought that is
+    stopped after some entries knows the best of those.
+    """
+
+    low: int = 4
+    high: int = 6
+    name: str = "top"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw ``low``..``high`` letters with two digits each."""
+        n = draw_size(rng, self.low, self.high, level)
+        entries = [(letter, rng.randrange(10), rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
+        best, leader, steps = -1, "", []
+        for letter, a, b in entries:
+            value = (a + b) % 10
+            if value > best:
+                best, leader = value, letter
+            steps.append(f" {letter}{a}+{b}={value};{best} {leader}")
+        prompt = "top: " + " ".join(f"{letter}{a}{b}" for letter, a, b in entries)
+        return Item(self.name, prompt, leader, ("".join(steps),), canonical_key(prompt), {"n": n})
+
+
+@dataclass(frozen=True)
+class Find(_OneAnswer):
+    """``find 7: E15 B52 I60`` -> ``B``: the one letter whose two digits have that sum modulo 10.
+
+    Trace, entry by entry until it is found: `` E1+5=6 B5+2=7 B``. A thought that is stopped has ruled some letters out.
+    """
+
+    low: int = 4
+    high: int = 6
+    name: str = "find"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw ``low``..``high`` letters with two digits each, of which one has the sum asked for."""
+        n = draw_size(rng, self.low, self.high, level)
+        letters, place, wanted = rng.sample(LETTERS, n), rng.randrange(n), rng.randrange(10)
+        entries = []
+        for index, letter in enumerate(letters):
+            a = rng.randrange(10)
+            value = wanted if index == place else rng.choice([v for v in range(10) if v != wanted])
+            entries.append((letter, a, (value - a) % 10, value))
+        prompt = f"find {wanted}: " + " ".join(f"{letter}{a}{b}" for letter, a, b, _ in entries)
+        steps = "".join(f" {letter}{a}+{b}={value}" for letter, a, b, value in entries[: place + 1])
+        return Item(self.name, prompt, letters[place], (f"{steps} {letters[place]}",), canonical_key(prompt), {"n": n})
+
+
+@dataclass(frozen=True)
+class Direct(_OneAnswer):
+    """Questions about a row of digits that are answered without thinking: ``max: E1 B5 I3`` -> ``5``.
+
+    name: ``max`` the largest digit, ``min`` the smallest, ``last`` the last one. Trace: each entry with the answer so
+    far, `` E1=1 B5=5 I3=5``.
+    """
+
+    name: Literal["max", "min", "last"] = "max"
+    low: int = 3
+    high: int = 8
+    version: int = 2
     step_by_step: bool = False
     licence: str = LICENCE
 
@@ -155,12 +270,13 @@ class Largest(_OneAnswer):
         """Draw ``low``..``high`` lettered digits."""
         n = draw_size(rng, self.low, self.high, level)
         pairs = _lettered_digits(rng, n)
-        prompt = "max: " + _shown(pairs)
-        best, steps = 0, []
+        prompt = f"{self.name}: {_shown(pairs)}"
+        choose = {"max": max, "min": min, "last": lambda _, digit: digit}[self.name]
+        so_far, steps = pairs[0][1], []
         for letter, digit in pairs:
-            best = max(best, digit)
-            steps.append(f" {letter}{digit}={best}")
-        return Item(self.name, prompt, str(best), ("".join(steps),), canonical_key(prompt), {"n": n})
+            so_far = choose(so_far, digit)
+            steps.append(f" {letter}{digit}={so_far}")
+        return Item(self.name, prompt, str(so_far), ("".join(steps),), canonical_key(prompt), {"n": n})
 
 
 @dataclass(frozen=True)
@@ -217,14 +333,41 @@ class Hop(_OneAnswer):
         return Item(self.name, prompt, str(digit), (trace,), canonical_key(prompt), {"n": n})
 
 
+# Sizes by reach; ten letters bound ``sub``.
+REACHES: dict[Reach, dict[str, tuple[int, int]]] = {
+    "short": {"sub": (3, 5), "roll": (3, 5)},
+    "long": {"sub": (6, 8), "roll": (6, 7)},
+    "beyond": {"sub": (9, 10), "roll": (8, 9)},
+}
+
+
+def growing_families(reach: Reach) -> list[Task]:
+    """The families that come in every reach, at the sizes of one."""
+    sizes = REACHES[reach]
+    return [SubtractMod(*sizes["sub"]), Roll(*sizes["roll"])]
+
+
+def anytime_families() -> list[Task]:
+    """Families in which part of the steps is worth something."""
+    return [Top(), Find()]
+
+
+def easy_families() -> list[Task]:
+    """Families that can be answered without steps."""
+    return [Direct("max"), Direct("min"), Direct("last")]
+
+
 def default_families() -> list[Task]:
-    """The families of the small recipes: three that need steps and one that does not."""
-    return [SumMod(), Let(), Swap(), Largest()]
+    """The families of the small recipes at the sizes that training text shows: six that need steps, three that do not.
+
+    ``sum`` and ``swap`` are shown at sizes at which ``sub`` and ``roll``, which go through the same motions, are not.
+    """
+    return [SumMod(), Swap(), *growing_families("short"), *anytime_families(), *easy_families()]
 
 
 def extra_families() -> list[Task]:
     """Families that are offered but not used by default."""
-    return [Pick(), Hop()]
+    return [Let(), Pick(), Hop()]
 
 
 def corrupt(trace: str, rng: random.Random) -> str:

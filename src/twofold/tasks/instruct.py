@@ -1,7 +1,11 @@
-"""Instructions around a base item: reply in a given format, or a given number of times.
+"""Instructions about the form of a reply: the style of an answer, and the order of letters.
 
-They give general RL something to follow that is checked by rule. The split key is the base item's, so a held-out
-item is held out under every instruction. Not here: mode switches (/think, /no_think), judged quality. No torch.
+Each comes in two sorts. With the cue ``any`` every form is right, so training text shows which forms there are, in
+equal shares, and nothing of how one is asked for. With a cue that names a form only that one is right; those cues are
+posed to general RL alone, which therefore starts at chance: 1 in 5 styles, 1 in 6 orders of three letters.
+
+The split key of a styled item is the base item's, so a held-out item is held out under every instruction. Not here:
+mode switches (/think, /no_think), judged quality. No torch.
 """
 
 from __future__ import annotations
@@ -12,121 +16,124 @@ from dataclasses import dataclass
 
 from twofold.base.records import InputError
 from twofold.tasks.base import Item, Task, exact_match
+from twofold.tasks.families import LETTERS, LICENCE
 
-# surface of the request -> (text before, text after) the bare answer
-FORMATS: dict[str, tuple[str, str]] = {"[x]": ("[", "]"), "ans=x": ("ans=", ""), '"x"': ('"', '"')}
-MAX_REPEATS = 4
-
-
-def with_format(item: Item, surface: str) -> Item:
-    """Ask for the answer of ``item`` in one of FORMATS: ``… reply as [x]`` -> ``[7]``.
-
-    Raises:
-        InputError: unknown surface form.
-    """
-    if surface not in FORMATS:
-        raise InputError(f"unknown answer format {surface!r}; known: {', '.join(FORMATS)}")
-    before, after = FORMATS[surface]
-    meta = {**item.meta, "instruction": surface, "base": item.family, "base_answer": item.answer}
-    prompt = f"{item.prompt} reply as {surface}"
-    return Item("format", prompt, f"{before}{item.answer}{after}", item.traces, item.key, meta)
+ANY = "any"
+# cue -> the answer in that style
+STYLES: dict[str, str] = {
+    "brackets": "[{0}]",
+    "quotes": '"{0}"',
+    "equation": "ans={0}",
+    "twice": "{0} {0}",
+    "thrice": "{0} {0} {0}",
+}
+ORDERS = ("front", "back")  # as they stand, and from the last to the first
+ORDERED = 3  # letters
 
 
-def with_length(item: Item, times: int) -> Item:
-    """Ask for the answer of ``item`` ``times`` times: ``… reply 3 times`` -> ``7 7 7``.
+def with_style(item: Item, cue: str, rng: random.Random) -> Item:
+    """Ask for the answer of ``item`` in a style: ``max: E1 B5 style brackets`` -> ``[5]``; ``any`` draws one.
 
     Raises:
-        InputError: ``times`` outside 1..4.
+        InputError: unknown cue.
     """
-    if not 1 <= times <= MAX_REPEATS:
-        raise InputError(f"an answer can be asked for 1 to {MAX_REPEATS} times, got {times}")
-    meta = {**item.meta, "instruction": times, "base": item.family, "base_answer": item.answer}
-    prompt = f"{item.prompt} reply {times} times"
-    return Item("length", prompt, " ".join([item.answer] * times), item.traces, item.key, meta)
+    if cue != ANY and cue not in STYLES:
+        raise InputError(f"unknown style {cue!r}; known: {ANY}, {', '.join(STYLES)}")
+    shown = STYLES[rng.choice(sorted(STYLES)) if cue == ANY else cue]
+    meta = {**item.meta, "cue": cue, "base": item.family, "base_answer": item.answer}
+    return Item(f"style {cue}", f"{item.prompt} style {cue}", shown.format(item.answer), item.traces, item.key, meta)
 
 
-def follows_instruction(item: Item, answer: str) -> bool:
+def follows_style(item: Item, answer: str) -> bool:
     """Whether the form is as asked, right or wrong in content (a rule-based reward of its own).
 
     Raises:
-        InputError: the item carries no instruction of this module.
+        InputError: the item asks for no particular style.
     """
+    cue = item.meta.get("cue")
+    if cue not in STYLES:
+        raise InputError(f"item of family {item.family!r} asks for no particular style; wrap it with with_style")
     text = answer.strip()
-    if item.family == "format":
-        before, after = FORMATS[item.meta["instruction"]]
-        inner = text[len(before) : len(text) - len(after)]
-        fits = len(text) > len(before) + len(after) and text.startswith(before) and text.endswith(after)
-        asked = len(item.meta["base_answer"].split(" "))
-        return fits and len(inner.split(" ")) == asked and not any(mark in inner for mark in '[]"=')
-    if item.family == "length":
-        words = text.split(" ")
-        each, rest = divmod(len(words), item.meta["instruction"])
-        asked = len(item.meta["base_answer"].split(" "))
-        return rest == 0 and each == asked and "" not in words and words == words[:each] * item.meta["instruction"]
-    raise InputError(f"item of family {item.family!r} carries no instruction; wrap it with with_format or with_length")
+    before, after = STYLES[cue].split("{0}")[0], STYLES[cue].split("{0}")[-1]
+    words = text[len(before) : len(text) - len(after)].split(" ")
+    plain = not any(mark in word for word in words for mark in '[]"=') and all(words)
+    return plain and STYLES[cue].format(words[0]) == text
 
 
 @dataclass(frozen=True)
-class AnswerFormat:
-    """Items of ``bases`` with a randomly drawn answer format."""
+class Styled:
+    """Items of ``bases`` with one cue of style."""
 
     bases: tuple[Task, ...]
-    name: str = "format"
+    cue: str = ANY
     version: int = 1
+    step_by_step: bool = False
 
     @property
-    def step_by_step(self) -> bool:
-        """True when any base needs steps."""
-        return any(task.step_by_step for task in self.bases)
+    def name(self) -> str:
+        """``style`` and the cue."""
+        return f"style {self.cue}"
 
     @property
     def licence(self) -> str:
         """Licences of the bases."""
-        return _licences(self.bases)
+        return ", ".join(sorted({task.licence for task in self.bases}))
 
     def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw a base item and a format."""
-        item = _base_item(self.bases, rng, level)
-        return with_format(item, rng.choice(sorted(FORMATS)))
+        """Draw a base item."""
+        if not self.bases:
+            raise InputError("an instruction task needs at least one base task")
+        return with_style(rng.choice(self.bases).generate(rng, level), self.cue, rng)
 
     def verify(self, item: Item, answer: str) -> float:
-        """Exact match, form included."""
-        return exact_match(item, answer)
+        """Exact match, form included; with the cue ``any`` every style is right."""
+        if self.cue != ANY:
+            return exact_match(item, answer)
+        shapes = [shape.format(item.meta["base_answer"]) for shape in STYLES.values()]
+        return float(answer.strip() in shapes)
 
 
 @dataclass(frozen=True)
-class AnswerLength:
-    """Items of ``bases`` whose answer is to be repeated 1 to 4 times."""
+class Order:
+    """``order E B I: back`` -> ``I B E``; ``front`` keeps the order, ``any`` accepts every order."""
 
-    bases: tuple[Task, ...]
-    name: str = "length"
+    cue: str = ANY
     version: int = 1
+    step_by_step: bool = False
+    licence: str = LICENCE
 
     @property
-    def step_by_step(self) -> bool:
-        """True when any base needs steps."""
-        return any(task.step_by_step for task in self.bases)
-
-    @property
-    def licence(self) -> str:
-        """Licences of the bases."""
-        return _licences(self.bases)
+    def name(self) -> str:
+        """``order`` and the cue."""
+        return f"order {self.cue}"
 
     def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw a base item and a number of repeats."""
-        item = _base_item(self.bases, rng, level)
-        return with_length(item, rng.randint(1, MAX_REPEATS))
+        """Draw three letters.
+
+        Raises:
+            InputError: unknown cue.
+        """
+        if self.cue not in (ANY, *ORDERS):
+            raise InputError(f"unknown order {self.cue!r}; known: {ANY}, {', '.join(ORDERS)}")
+        letters = rng.sample(LETTERS, ORDERED)
+        prompt = f"order {' '.join(letters)}: {self.cue}"
+        answer = {"front": letters, "back": letters[::-1]}.get(self.cue) or rng.sample(letters, ORDERED)
+        # letter names are the content here, so they are not renamed in the key
+        key = f"order {' '.join(letters)}"
+        return Item(self.name, prompt, " ".join(answer), (), key, {"letters": letters})
 
     def verify(self, item: Item, answer: str) -> float:
-        """Exact match, number of repeats included."""
-        return exact_match(item, answer)
+        """Exact match; with the cue ``any`` each letter once."""
+        if self.cue != ANY:
+            return exact_match(item, answer)
+        return float(sorted(answer.strip().split(" ")) == sorted(item.meta["letters"]))
 
 
-def _base_item(bases: Sequence[Task], rng: random.Random, level: float) -> Item:
-    if not bases:
-        raise InputError("an instruction task needs at least one base task")
-    return rng.choice(bases).generate(rng, level)
+def asked_tasks(bases: Sequence[Task]) -> list[Task]:
+    """Every task whose cue names a form."""
+    return [*(Styled(tuple(bases), cue) for cue in STYLES), *(Order(cue) for cue in ORDERS)]
 
 
-def _licences(bases: Sequence[Task]) -> str:
-    return ", ".join(sorted({task.licence for task in bases}))
+def shown_tasks(bases: Sequence[Task]) -> list[Task]:
+    """The tasks of the cue ``any``, for training text."""
+    return [Styled(tuple(bases)), Order()]

@@ -18,6 +18,7 @@ from twofold.text.messages import last_flag
 
 Mode = Literal["think", "no_think"]
 FLAG = {"think": " /think", "no_think": " /no_think"}
+MODE_KIND = "mode: "
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,16 @@ class Query:
         if self.hard_switch:
             return "no_think"
         return last_flag(self.messages) or "think"
+
+    @property
+    def form(self) -> str:
+        """How the mode is asked for: a pattern of flags, one flag, none, or the hard switch; with tools or without."""
+        if self.kind.startswith(MODE_KIND):
+            form = self.kind.removeprefix(MODE_KIND)
+        else:
+            flag = last_flag(self.messages)
+            form = "hard switch" if self.hard_switch else f"/{flag}" if flag else "no flag"
+        return f"tool, {form}" if self.tools else form
 
 
 def single(item: Item, task: Task, flag: Mode | None = None, hard_switch: bool = False, kind: str = "") -> Query:
@@ -72,6 +83,9 @@ FLAG_PATTERNS: dict[str, tuple[str, ...]] = {
     "system against user": ("s-", "u+"),
     "system against user, off": ("s+", "u-"),
 }
+# Never trained on, so that following them is following the rule.
+HELD_OUT_PATTERNS = ("conflict, last /think", "three turns")
+TAUGHT_PATTERNS = tuple(name for name in FLAG_PATTERNS if name not in HELD_OUT_PATTERNS)
 SYSTEM_PATTERNS = tuple(name for name, turns in FLAG_PATTERNS.items() if turns[0].startswith("s"))
 
 
@@ -95,7 +109,7 @@ def flagged(items: Sequence[tuple[Item, Task]], pattern: str, rng: random.Random
         messages.append(Message("user", item.prompt + flags))
         if number < len(turns) - 1:
             messages.append(Message("assistant", item.answer))
-    return Query(f"mode: {pattern}", tuple(messages), item, task)
+    return Query(MODE_KIND + pattern, tuple(messages), item, task)
 
 
 def user_turns(pattern: str) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twofold.base.records import ToolCall
+from twofold.base.records import InputError, ToolCall
 from twofold.tasks.base import Item, Task, draw_size, exact_match
 
 CALC_TOOL: dict[str, Any] = {
@@ -31,6 +31,7 @@ CALC_TOOL: dict[str, Any] = {
 }
 
 _MAX_CHARS = 200
+_MAX_DRAWS = 10_000
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -61,12 +62,15 @@ class ToolTask(Task, Protocol):
 
 @dataclass(frozen=True)
 class Calc:
-    """``calc 37*48`` -> ``1776``: products of two numbers of up to two digits, with a calculator at hand."""
+    """``calc 38*52`` -> ``1976``: products of two numbers of up to two digits, with a calculator at hand.
+
+    No digit occurs twice in the factors or twice in the product, so that a copy has one key for every digit.
+    """
 
     low: int = 10
     high: int = 99
     name: str = "calc"
-    version: int = 1
+    version: int = 2
     step_by_step: bool = True
     licence: str = "CC0-1.0"
 
@@ -76,10 +80,17 @@ class Calc:
         return [CALC_TOOL]
 
     def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw two factors; at level 0 they are 10 to 19."""
-        narrow = min(self.low + 9, self.high)
-        top = draw_size(rng, narrow, self.high, level)
-        a, b = rng.randint(self.low, top), rng.randint(self.low, top)
+        """Draw two factors; at level 0 they are 10 to 39.
+
+        Raises:
+            InputError: no such product between ``low`` and ``high``.
+        """
+        top = draw_size(rng, min(self.low + 29, self.high), self.high, level)
+        pairs = ((rng.randint(self.low, top), rng.randint(self.low, top)) for _ in range(_MAX_DRAWS))
+        distinct = (pair for pair in pairs if _digits_differ(*pair))
+        a, b = next(distinct, (0, 0))
+        if not a:
+            raise InputError(f"no product without a repeated digit between {self.low} and {self.high}; widen the range")
         expression = f"{a}*{b}"
         key = f"calc {min(a, b)}*{max(a, b)}"  # the order of the factors is no new item
         meta = {"expression": expression}
@@ -103,6 +114,10 @@ class Calc:
         if not isinstance(arguments["expression"], str):
             return "error: expression must be a string"
         return calculate(arguments["expression"])
+
+
+def _digits_differ(a: int, b: int) -> bool:
+    return all(len(set(text)) == len(text) for text in (f"{a}{b}", str(a * b)))
 
 
 def calculate(expression: str) -> str:

@@ -20,7 +20,7 @@ from twofold.base.dist import ALONE, Ranks
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.qwen3 import Qwen3, Routing
 from twofold.ops import loss as ops
-from twofold.train.balance import ExpertLoad, Scope
+from twofold.train.balance import MICRO_TOKENS, ExpertLoad, Scope
 
 Sums = dict[str, torch.Tensor]
 MOST_LOGITS = 1 << 26  # of a micro-batch, at once (256 MiB in fp32)
@@ -99,12 +99,13 @@ class Scored:
 class CrossEntropy(Objective):
     """Weighted next-token cross entropy; with ``balance`` > 0 plus the MoE load-balancing loss.
 
-    ``balance_scope`` "global" takes expert fractions over the whole step, as Qwen3 does (arXiv 2501.11873); "source"
-    takes them for each source of a micro-batch by itself. The load of experts is reported with and without the loss.
+    ``balance_scope`` "global" takes expert fractions over the whole step, as Qwen3 does (arXiv 2501.11873); "micro"
+    takes them over each run of whole sequences of about ``micro_tokens`` tokens by itself, the control. The load of
+    experts is reported with and without the loss.
     """
 
-    def __init__(self, balance: float = 0.0, balance_scope: Scope = "global") -> None:
-        self.balance, self.load = balance, ExpertLoad(balance_scope)
+    def __init__(self, balance: float = 0.0, balance_scope: Scope = "global", micro_tokens: int = MICRO_TOKENS) -> None:
+        self.balance, self.load = balance, ExpertLoad(balance_scope, micro_tokens)
 
     @property
     def by_token(self) -> bool:
@@ -134,7 +135,9 @@ class CrossEntropy(Objective):
         return self.load.end_step()
 
     def settings(self) -> dict[str, Any]:
-        return {"balance": self.balance, "balance_scope": self.load.scope}
+        """The size of groups only where there are groups: states of the global scope do not name it."""
+        groups = {"micro_tokens": self.load.micro_tokens} if self.load.scope == "micro" else {}
+        return {"balance": self.balance, "balance_scope": self.load.scope} | groups
 
     def state_dict(self) -> dict[str, Any]:
         return self.load.state_dict()

@@ -57,6 +57,19 @@ def test_docstrings_follow_their_file_into_the_split() -> None:
     assert stems[0].isdisjoint(stems[1]) and test and len(train) > 5 * len(test)
 
 
+def test_another_salt_holds_out_other_documents() -> None:
+    documents = [Document(f"stdlib/{i}.py{part}", "", "s", "l") for i in range(1000) for part in ("", "#docs")]
+    held = {}
+    for salt in ("", "0", "1"):
+        train, test = split_documents(documents, salt)
+        stems = [{d.id.split("#")[0] for d in part} for part in (train, test)]
+        assert stems[0].isdisjoint(stems[1]) and len(train) + len(test) == 2000 and 60 < len(stems[1]) < 145
+        held[salt] = stems[1]
+    assert held[""] == {d.id.split("#")[0] for d in split_documents(documents)[1]}
+    for one, other in (("", "0"), ("0", "1")):
+        assert len(held[one] & held[other]) < 0.3 * len(held[one])
+
+
 def test_pydoc_topics() -> None:
     topics = pydoc_topic_documents()
     assert len(topics) > 50 and all(document.id.startswith("pydoc/") for document in topics)

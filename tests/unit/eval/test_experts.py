@@ -1,9 +1,11 @@
 """Expert use: counts are all assignments, dead experts are seen, specialisation is a distance between kinds."""
 
+import json
+
 import pytest
 import torch
 
-from twofold.eval.experts import expert_report, routing_counts, specialisation
+from twofold.eval.experts import distances, expert_report, routing_counts, specialisation
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import Qwen3
 
@@ -37,6 +39,41 @@ def test_specialisation_is_total_variation_between_kinds() -> None:
     assert specialisation({"a": one, "b": other}).tolist() == [1.0]
     assert specialisation({"a": one, "b": half}).tolist() == [0.5]
     assert specialisation({"a": half, "b": half * 3}).tolist() == [0.0]
+
+
+def test_tasks_are_compared_without_text(model: Qwen3) -> None:
+    documents = {
+        "a": [[1, 2, 3, 4], [2, 2, 5]],
+        "text": [[30, 31, 32], [33, 34, 35, 36], [37, 38]],
+        "b": [[9, 8, 7, 6], [8, 8, 8]],
+        "c": [[11, 12, 13], [14, 12, 19, 11]],
+    }
+    report = expert_report(model, documents)
+    tasks = {kind: routing_counts(model, rows) for kind, rows in documents.items() if kind != "text"}
+    assert report["task_tv"] == specialisation(tasks).tolist() != report["family_tv"]
+    assert list(report["pairs"]) == ["a|text", "a|b", "a|c", "text|b", "text|c", "b|c"]
+    assert report["pairs"]["a|c"] == float(distances(tasks)["a", "c"].mean())
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    among = [report["pairs"][pair] for pair in ("a|b", "a|c", "b|c")]
+    assert mean(report["task_tv"]) == pytest.approx(mean(among))
+    assert mean(report["family_tv"]) == pytest.approx(mean(list(report["pairs"].values())))
+    samples = report["task_tv_samples"]
+    assert len(samples) == 200 and len(set(samples)) > 10 and samples != report["family_tv_samples"]
+    assert min(samples) <= mean(report["task_tv"]) <= max(samples)
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_samples_of_both_distances_are_from_the_same_documents(model: Qwen3) -> None:
+    documents = {"a": [[1, 2, 3, 4], [2, 2, 5]], "b": [[9, 8, 7, 6], [8, 8, 8]]}
+    without_text = expert_report(model, documents)
+    assert without_text["task_tv"] == without_text["family_tv"]
+    assert without_text["task_tv_samples"] == without_text["family_tv_samples"]
+    lone = expert_report(model, {"a": documents["a"], "text": documents["b"]})
+    assert lone["task_tv"] == lone["task_tv_samples"] == []
+    assert lone["family_tv_samples"] == without_text["family_tv_samples"]
 
 
 def test_a_dead_expert_is_reported(model: Qwen3) -> None:

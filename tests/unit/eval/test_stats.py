@@ -10,12 +10,21 @@ from hypothesis import strategies as st
 
 from twofold.base.records import InputError
 from twofold.eval.stats import (
+    across,
     mean_interval,
     paired_difference,
     pass_at_k,
     pass_at_k_interval,
     spearman,
+    student_t,
     wilson,
+)
+
+# Quantiles of Student's t at 97.5 %, 1 to 30 degrees of freedom, as any printed table has them.
+T_TABLE = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
 
@@ -90,6 +99,42 @@ def test_spearman_ignores_monotone_maps(x: list[int], seed: int) -> None:
     assert (math.isnan(first) and math.isnan(second)) or first == pytest.approx(second)
 
 
+def test_student_t_against_the_table() -> None:
+    assert [round(student_t(0.975, df), 3) for df in range(1, 31)] == list(T_TABLE)
+    # other columns and the limits
+    assert student_t(0.95, 4) == pytest.approx(2.132, abs=5e-4) and student_t(0.995, 9) == pytest.approx(
+        3.250, abs=5e-4
+    )
+    assert student_t(0.5, 3) == pytest.approx(0, abs=1e-9) and student_t(0.025, 7) == -student_t(0.975, 7)
+    assert student_t(0.75, 1) == pytest.approx(1.0) and student_t(0.975, 5000) == pytest.approx(1.9604, abs=1e-4)
+
+
+def test_across_by_hand() -> None:
+    interval = across([4.0, 6.0, 8.0])
+    half = 4.302653 * 2 / math.sqrt(3)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((6, 6 - half, 6 + half), abs=1e-5)
+    assert across([1.0, 1.0]) == across([1.0, 1.0, 1.0])
+    assert across([0.0, 1.0], share=0.5).high == pytest.approx(1.0)  # t(0.75, 1) is 1, the spread of the mean 0.5
+    with pytest.raises(InputError, match="at least 2 seeds, got 1; run more seeds"):
+        across([3.0])
+
+
+def test_across_covers_seeds_and_items() -> None:
+    """Five seeds of 40 items each; the seeds differ too. Pooling all items pretends that they do not."""
+    rng = random.Random(20261130)
+    truth, between, runs = 0.6, 0.08, 2000
+    covered = pooled_covered = 0
+    for _ in range(runs):
+        shares = [min(1.0, max(0.0, rng.gauss(truth, between))) for _ in range(5)]
+        items = [[float(rng.random() < share) for _ in range(40)] for share in shares]
+        interval = across([sum(row) / len(row) for row in items])
+        covered += interval.low <= truth <= interval.high
+        pooled = mean_interval([value for row in items for value in row])
+        pooled_covered += pooled.low <= truth <= pooled.high
+    assert 0.93 <= covered / runs <= 0.97
+    assert pooled_covered / runs < 0.85
+
+
 def test_bad_input_is_refused() -> None:
     for call in (
         lambda: wilson(3, 2),
@@ -101,6 +146,9 @@ def test_bad_input_is_refused() -> None:
         lambda: pass_at_k(4, 2, 5),
         lambda: spearman([1], [1]),
         lambda: spearman([1, 2], [1]),
+        lambda: student_t(1.0, 3),
+        lambda: student_t(0.9, 0),
+        lambda: across([]),
     ):
         with pytest.raises(InputError):
             call()

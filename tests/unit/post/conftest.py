@@ -33,7 +33,7 @@ def renderer(tokenizer: Tokenizer) -> Renderer:
 
 @pytest.fixture
 def make_engine(tokenizer: Tokenizer, renderer: Renderer) -> Callable[..., Engine]:
-    """(seed=0, many_ends=True) -> an engine on a fresh random model."""
+    """(seed=0, many_ends=True) -> an engine on a fresh random model; with many_ends=False no token ends a turn."""
 
     def make(seed: int = 0, many_ends: bool = True) -> Engine:
         model = Qwen3(
@@ -55,7 +55,7 @@ def make_engine(tokenizer: Tokenizer, renderer: Renderer) -> Callable[..., Engin
         model.init_weights(seed)
         assert tokenizer.think_open is not None and tokenizer.think_close is not None
         think = ThinkTokens(tokenizer.think_open, tokenizer.think_close, tuple(renderer.stop_ids))
-        ends: Sequence[int] = range(0, tokenizer.vocab_size, 4) if many_ends else tokenizer.eos_ids
+        ends: Sequence[int] = range(0, tokenizer.vocab_size, 4) if many_ends else ()
         return Engine(model, ends, think)
 
     return make

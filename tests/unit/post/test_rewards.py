@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,27 +11,29 @@ import pytest
 from twofold.episodes.play import Trajectory
 from twofold.post.rewards import brevity, general_reward, reasoning_reward, reference_similarity
 from twofold.tasks.base import Item
-from twofold.tasks.families import Pick, SumMod
-from twofold.tasks.instruct import AnswerFormat, AnswerLength, with_format, with_length
-from twofold.tasks.query import Query, single, with_tools
+from twofold.tasks.families import Direct, SumMod
+from twofold.tasks.instruct import STYLES, Order, Styled, with_style
+from twofold.tasks.query import Query, flagged, single, with_tools
 from twofold.tasks.tools import Calc
 
 END = "<|im_end|>"
 THOUGHT, EMPTY = "<think>\n E0+1=1\n</think>\n\n", "<think>\n\n</think>\n\n"
 SUM = Item("sum", "sum mod 10: E1 B5", "6", (), "sum")
-PICK = Item("pick", "pick B: E1 B5", "5", (), "pick")
-FORMAT = AnswerFormat((Pick(),))
-LENGTH = AnswerLength((Pick(),))
+MAX = Item("max", "max: E1 B5", "5", (), "max")
+RNG = random.Random(0)
+BACK = Item("order back", "order E B I: back", "I B E", (), "order", {"letters": ["E", "B", "I"]})
 CALC = Item("calc", "calc 37*48", "1776", (), "calc", {"expression": "37*48"})
 Make = Callable[..., Trajectory]
 
 QUERIES: dict[str, Query] = {
     "hard, thinking": single(SUM, SumMod(), kind="think"),
     "hard, direct": single(SUM, SumMod(), "no_think"),
-    "easy, direct": single(PICK, Pick(), "no_think", kind="direct"),
-    "format": single(with_format(PICK, "[x]"), FORMAT, "no_think"),
-    "length": single(with_length(PICK, 3), LENGTH, "no_think"),
-    "reference": single(PICK, Pick(), "no_think", kind="reference"),
+    "easy, direct": single(MAX, Direct("max"), "no_think", kind="direct"),
+    **{cue: single(with_style(MAX, cue, RNG), Styled((Direct("max"),), cue), "no_think") for cue in STYLES},
+    "order": single(BACK, Order("back"), "no_think"),
+    "system off, hard": flagged([(SUM, SumMod())], "system /no_think", RNG),
+    "system off, easy": flagged([(MAX, Direct("max"))], "system /no_think", RNG),
+    "system against user": flagged([(MAX, Direct("max"))], "system against user", RNG),
     "tool": with_tools(CALC, Calc(), "no_think"),
 }
 
@@ -48,21 +51,42 @@ QUERIES: dict[str, Query] = {
         ("hard, direct", f"{THOUGHT}6{END}", 0.0),
         ("easy, direct", f"{EMPTY}5{END}", 1.0),
         ("easy, direct", f"{EMPTY}4{END}", 0.4),
-        ("format", f"{EMPTY}[5]{END}", 1.0),
-        ("format", f"{EMPTY}[4]{END}", 0.6),
-        ("format", f"{EMPTY}5{END}", 0.2),
-        ("length", f"{EMPTY}5 5 5{END}", 1.0),
-        ("length", f"{EMPTY}4 4 4{END}", 0.6),
-        ("length", f"{EMPTY}5 5{END}", 0.2),
-        ("reference", f"{EMPTY}5{END}", 1.0),
-        ("reference", f"{EMPTY}4{END}", 0.2),
-        ("reference", f"{THOUGHT}5{END}", 0.0),
+        ("brackets", f"{EMPTY}[5]{END}", 1.0),
+        ("brackets", f"{EMPTY}[4]{END}", 0.6),
+        ("brackets", f"{EMPTY}5{END}", 0.2),
+        ("brackets", f'{EMPTY}"5"{END}', 0.2),
+        ("brackets", f"{THOUGHT}[5]{END}", 0.0),  # all right, in the wrong mode
+        ("brackets", f"[5]{END}", 0.0),
+        ("thrice", f"{EMPTY}5 5 5{END}", 1.0),
+        ("thrice", f"{EMPTY}4 4 4{END}", 0.6),
+        ("thrice", f"{EMPTY}5 5{END}", 0.2),
+        ("order", f"{EMPTY}I B E{END}", 1.0),
+        ("order", f"{EMPTY}E B I{END}", 0.2 + 0.8 * 0.6),
+        ("order", f"{EMPTY}xyz{END}", 0.2),
+        ("order", f"{THOUGHT}I B E{END}", 0.0),
+        ("system off, hard", f"{EMPTY}7{END}", 1.0),  # the mode is all there is to learn
+        ("system off, hard", f"{THOUGHT}6{END}", 0.0),
+        ("system off, easy", f"{EMPTY}5{END}", 1.0),
+        ("system off, easy", f"{EMPTY}4{END}", 0.4),
+        ("system off, easy", f"{THOUGHT}5{END}", 0.0),
+        ("system against user", f"{THOUGHT}5{END}", 1.0),
+        ("system against user", f"{EMPTY}5{END}", 0.0),
     ],
 )
 def test_general_rewards(name: str, reply: str, total: float, make_trajectory: Make) -> None:
     parts = general_reward(make_trajectory(QUERIES[name], reply))
     assert sum(parts.values()) == pytest.approx(total)
     assert all(0 <= value <= 1 for value in parts.values())
+
+
+@pytest.mark.parametrize("cue", STYLES)
+def test_of_all_styles_the_one_asked_for_earns_most(cue: str, make_trajectory: Make) -> None:
+    earned = {
+        style: sum(general_reward(make_trajectory(QUERIES[cue], f"{EMPTY}{form.format(5)}{END}")).values())
+        for style, form in STYLES.items()
+    }
+    assert earned.pop(cue) == pytest.approx(1.0)
+    assert list(earned.values()) == pytest.approx([0.2] * 4)
 
 
 @pytest.mark.parametrize(

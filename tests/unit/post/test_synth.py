@@ -14,8 +14,16 @@ from twofold.engine.engine import Engine
 from twofold.post import synth
 from twofold.post.synth import FusionMaker, Response
 from twofold.tasks.base import Item, Task, sample_items
-from twofold.tasks.families import Largest, SumMod, default_families
-from twofold.tasks.query import FLAG_PATTERNS, SYSTEM_PATTERNS, flagged, single, user_turns
+from twofold.tasks.families import Direct, SumMod, default_families, growing_families
+from twofold.tasks.query import (
+    FLAG_PATTERNS,
+    HELD_OUT_PATTERNS,
+    SYSTEM_PATTERNS,
+    TAUGHT_PATTERNS,
+    flagged,
+    single,
+    user_turns,
+)
 from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered, Renderer
 from twofold.text.parse import parse
@@ -23,17 +31,22 @@ from twofold.text.tokenizer import Tokenizer
 
 TASKS: dict[str, Task] = {task.name: task for task in default_families()}
 ITEMS = sample_items([SumMod()], 12, 5, "train")
-EASY = sample_items([Largest()], 12, 6, "train")
+EASY = sample_items([Direct("max")], 12, 6, "train")
 RESPONSES = [Response(item, item.traces[0], item.answer) for item in ITEMS]
 GOOD = RESPONSES[0]
 
 
-def test_solver_traces_pass_every_filter() -> None:
-    items = sample_items(default_families(), 40, 2, "train")
-    hard = [item for item in items if TASKS[item.family].step_by_step]
-    for item in hard:
+@pytest.mark.parametrize("task", [*default_families(), *growing_families("long")], ids=repr)
+def test_solver_traces_pass_every_filter(task: Task) -> None:
+    for item in sample_items([task], 60, 2, "train"):
         for trace in item.traces:
-            assert synth.reject_reason(Response(item, trace, item.answer), TASKS[item.family]) is None, trace
+            assert synth.reject_reason(Response(item, trace, item.answer), task) is None, trace
+        trace = item.traces[0]
+        assert len(trace.split()) >= synth._MIN_STEPS and synth._ALLOWED.fullmatch(trace)
+        first = " " + trace.split()[0]
+        reasons = {first: "guess", trace + "!": "mixed style", trace + ",": "contradiction"}
+        for thought, reason in reasons.items():
+            assert synth.reject_reason(Response(item, thought, item.answer), task) == reason, thought
 
 
 HELD_OUT = sample_items([SumMod()], 1, 0, "test")[0]
@@ -143,14 +156,15 @@ def split(rendered: Rendered, tokenizer: Tokenizer) -> tuple[list[int], str]:
     return rendered.token_ids[:first], tokenizer.decode(rendered.token_ids[first:])
 
 
-def test_fusion_leaves_system_flags_to_general_rl(maker: FusionMaker) -> None:
-    assert set(maker.patterns) == set(FLAG_PATTERNS) - set(SYSTEM_PATTERNS)
+def test_fusion_leaves_system_flags_to_general_rl_and_some_patterns_to_nobody(maker: FusionMaker) -> None:
+    assert set(maker.patterns) == set(FLAG_PATTERNS) - set(SYSTEM_PATTERNS) - set(HELD_OUT_PATTERNS)
     for pattern in maker.patterns:
         for rendered in maker.conversation(pattern, EASY):
             assert "<|im_start|>system" not in rendered.text
+    assert maker.forms == Counter(dict.fromkeys(maker.patterns, 1))
 
 
-@pytest.mark.parametrize("pattern", [name for name in FLAG_PATTERNS if name not in SYSTEM_PATTERNS])
+@pytest.mark.parametrize("pattern", [name for name in TAUGHT_PATTERNS if name not in SYSTEM_PATTERNS])
 def test_the_last_flag_decides_how_the_reply_looks(pattern: str, maker: FusionMaker) -> None:
     items = [(item, SumMod()) for item in ITEMS[: user_turns(pattern)]]
     mode = flagged(items, pattern, random.Random(0)).mode
@@ -208,6 +222,30 @@ def test_tool_use_trains_the_call_and_the_answer(with_thought: bool, maker: Fusi
     assert Calc().execute(replies[0].tool_calls[0]) == "1776" == replies[1].content
     assert [bool(r.reasoning) for r in replies] == [with_thought] * 2
     assert "1776" not in parts[0][1] and "<tool_response>\n1776" in tokenizer.decode(parts[1][0])
+
+
+def test_direct_answers_follow_an_empty_block_that_the_model_writes(maker: FusionMaker) -> None:
+    prompt, reply = split(maker.direct(EASY[0], Direct("max")), maker.renderer.tokenizer)
+    assert maker.renderer.tokenizer.decode(prompt).endswith(
+        f"{EASY[0].prompt} /no_think<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert reply == f"<think>\n\n</think>\n\n{EASY[0].answer}<|im_end|>"
+
+
+def test_forms_count_what_was_made(maker: FusionMaker) -> None:
+    calc = Item("calc", "calc 37*48", "1776", (), "calc", {"expression": "37*48"})
+    maker.conversation("/think", EASY)
+    maker.conversation("three flags", EASY)
+    maker.hard_switch(EASY[0])
+    maker.direct(EASY[0], Direct("max"))
+    maker.document("x")
+    maker.tool_use(calc, Calc(), thinking=True)
+    maker.tool_use(calc, Calc(), thinking=False)
+    cut = [maker.cut_thought(GOOD) for _ in range(20)]
+    once = ("/think", "three flags", "hard switch", "/no_think", "document", "tool, /think", "tool, /no_think")
+    thoughts = {name: maker.forms.pop(f"{name}, thought cut") for name in ("/think", "no flag")}
+    assert maker.forms == Counter(dict.fromkeys(once, 1))
+    assert sum(thoughts.values()) == len(cut) and min(thoughts.values()) > 0
 
 
 def test_documents_are_trained_whole_and_without_markup(maker: FusionMaker) -> None:

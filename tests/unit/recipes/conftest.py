@@ -9,17 +9,28 @@ from typing import Any
 import pytest
 
 from twofold.recipes.artefacts import Cost, Manifest, code_fingerprint
-from twofold.recipes.evidence import HARD, LOGP_MAX, SYSTEM_KINDS
+from twofold.recipes.evidence import (
+    EASY,
+    GROWING,
+    HARD,
+    HELD_OUT_KINDS,
+    LOGP_MAX,
+    SKILLS,
+    SWITCH_KIND,
+    TAUGHT_KINDS,
+)
 
 ITEMS = 60  # of each kind
-FAMILIES = (*HARD, "max")
-GENERAL = ("think", "direct", "format", "length", "tool", "reference", *SYSTEM_KINDS, "mode: /think", "mode: no flag")
-MODES = ("mode: no flag", "mode: /think", "mode: /no_think", "mode: hard switch", *SYSTEM_KINDS)
+MODES = (*TAUGHT_KINDS, *HELD_OUT_KINDS, SWITCH_KIND)
+BUDGETS = (0, 4, 8, 16, 24, 32, 48, 64)
 STAGES = (
     *("data", "s1", "s2", "s3", "cold_start", "eval_cold_start", "rl", "eval_rl", "fusion", "eval_fusion"),
-    *("general_rl", "eval_final", "direct", "eval_direct", "s3_old_base", "student_s1", "student_base"),
-    *("student_sft", "eval_student_sft", "student_opd", "eval_student_opd", "student_rl", "eval_student_rl"),
-    *("moe_s1", "moe_global", "moe_micro_s1", "moe_micro"),
+    *("general_rl", "eval_final", "direct", "eval_direct", "rl_rejection", "eval_rl_rejection"),
+    *("rl_more_sft", "eval_rl_more_sft", "think_only", "eval_think_only", "uncut", "eval_uncut"),
+    *("general_sft_24", "eval_general_sft_24", "general_sft_240", "eval_general_sft_240", "s3_old_base"),
+    *("student_s1", "student_base", "student_base_general", "student_sft", "eval_student_sft"),
+    *("student_opd", "eval_student_opd", "student_rl", "eval_student_rl", "student_more_sft"),
+    *("eval_student_more_sft", "moe_global", "moe_micro"),
 )
 
 
@@ -40,27 +51,46 @@ def hit(place: int, share: float, count: int) -> float:
     return float((place * 37) % count < share * count)
 
 
-def hard(share: float, easy: float = 0.95) -> dict[str, float]:
-    return {**dict.fromkeys(HARD, share), "max": easy}
+def short(share: float, easy: float = 0.95) -> dict[str, float]:
+    return {**dict.fromkeys(HARD, share), **dict.fromkeys(EASY, easy)}
 
 
-def battery(think: float, direct: float, hot: float | None = None, easy: float = 0.95) -> dict[str, Any]:
-    """items.json of one checkpoint."""
-    items = {
-        "think": part(hard(think), samples=2),
-        "direct": part(hard(direct, easy)),
-        "no_think": part(hard(direct, easy)),
+def core(think: float, direct: float = 0.1, easy: float = 0.95) -> dict[str, Any]:
+    """items.json of one checkpoint: the parts that nearly all have."""
+    return {
+        "think": part(short(think), samples=2),
+        "direct": part(short(direct, easy)),
+        "no_think": part(short(direct, easy)),
+        "beyond": part(dict.fromkeys(GROWING, think / 3), samples=2),
     }
-    if hot is not None:
-        items["hot"] = part(dict.fromkeys(HARD, hot), samples=8)
-        items["greedy"] = part(dict.fromkeys(HARD, think))
-    return items
 
 
-def general(untaught: float) -> dict[str, Any]:
-    taught = {kind: 0.9 for kind in GENERAL}
-    followed = {kind: untaught if kind in SYSTEM_KINDS else 1.0 for kind in GENERAL}
-    return part(taught | {"format": untaught, "length": untaught}, followed=followed)
+def long(cool: float, greedy: float, hot: float) -> dict[str, Any]:
+    """Parts at sizes without traces."""
+    return {
+        "long": part(dict.fromkeys(GROWING, cool), samples=2),
+        "long_greedy": part(dict.fromkeys(GROWING, greedy)),
+        "long_hot": part(dict.fromkeys(GROWING, hot), samples=8),
+    }
+
+
+def student(share: float) -> dict[str, Any]:
+    """What a student's checkpoint has; its T = 1 parts are all at ``share``."""
+    hot = {"hot": part(dict.fromkeys(HARD, share), samples=8)}
+    flag = {"long_flag": part(dict.fromkeys(GROWING, share), samples=8)}
+    return {"think": part(short(share), samples=2), **hot, **long(share, share, share), **flag}
+
+
+def general(gain: float, tool: float, **named: float) -> dict[str, Any]:
+    """Skills at ``gain`` above chance; ``named`` sets single ones, with "_" for " "."""
+    shares = {skill: chance / 100 + gain for skill, (_, chance) in SKILLS.items()}
+    shares |= {name.replace("_", " "): share for name, share in named.items()}
+    return part({"think": 0.8, "direct": 0.9, "tool": tool, **shares}, followed=shares)
+
+
+def modes(share: float = 0.98, **named: float) -> dict[str, Any]:
+    followed = dict.fromkeys(MODES, share) | {name.replace("_", " "): value for name, value in named.items()}
+    return part(dict.fromkeys(MODES, 0.8), followed=followed)
 
 
 def bpb(*levels: float) -> list[dict[str, Any]]:
@@ -76,21 +106,22 @@ def interval(value: float, half: float = 0.05) -> dict[str, float]:
     return {"value": value, "low": value - half, "high": value + half}
 
 
-def budget_rows() -> list[dict[str, Any]]:
+def budget_rows(partial: float = 0.6, none: float = 0.25) -> list[dict[str, Any]]:
+    """Items need 10 to 59 tokens; they are right in 95 % when they get them, in ``partial`` when stopped before."""
+    kinds = ["top"] * ITEMS + ["find"] * ITEMS
+    needs = [10 + (item * 31) % 50 for item in range(2 * ITEMS)]
     rows = []
-    for place, budget in enumerate((0, 4, 8, 16, 24, 32, 48, 64)):
-        forced = [[hit(item, 0.05 + 0.11 * place, ITEMS)] for item in range(ITEMS)]
-        cut = [[hit(item, 0.1 * place, ITEMS)] for item in range(ITEMS)]
-        shares = {name: sum(r[0] for r in rows_) / ITEMS for name, rows_ in (("forced", forced), ("truncated", cut))}
+    for budget in BUDGETS:
+        stopped = [need > budget for need in needs]
+        shares = [none if budget == 0 else partial if cut else 0.95 for cut in stopped]
         rows.append(
             {
                 "budget": budget,
-                "forced": interval(shares["forced"]),
-                "truncated": interval(shares["truncated"]),
-                "forced_share": 1 - place / 8,
-                "max_thinking_tokens": budget,
-                "forced_items": forced,
-                "truncated_items": cut,
+                "kinds": kinds,
+                "correct": [hit(item, share, 2 * ITEMS) for item, share in enumerate(shares)],
+                "stopped": [float(cut) for cut in stopped],
+                "chance": [0.25] * len(kinds),
+                "thinking_tokens": [min(need, budget) for need in needs],
             }
         )
     return rows
@@ -98,13 +129,31 @@ def budget_rows() -> list[dict[str, Any]]:
 
 def experts(distance: float, dead: int) -> dict[str, Any]:
     shares = [[0.125 + 0.01 * (expert - 3.5) for expert in range(8)] for _ in range(2)]
+    samples = [distance + 0.001 * ((i * 7) % 40 - 20) for i in range(200)]
     return {
         "load": shares,
         "dead": dead,
-        "family_tv": [distance, distance + 0.02],
-        "family_tv_samples": [distance + 0.001 * ((i * 7) % 40 - 20) for i in range(200)],
-        "by_family": {family: shares for family in (*FAMILIES, "text")},
+        "task_tv": [distance, distance + 0.02],
+        "task_tv_samples": samples,
+        "family_tv": [distance + 0.1, distance + 0.12],
+        "family_tv_samples": [sample + 0.1 for sample in samples],
+        "by_family": {family: shares for family in (*HARD, *EASY, "text")},
     }
+
+
+def saw(labels: str, trained: int, generated: int = 0, forms: tuple[str, ...] = ("no flag",)) -> dict[str, Any]:
+    """result.json of a post-training stage."""
+    cost = 1e6 * (3 * trained + generated)
+    row = {
+        "forms": dict.fromkeys(forms, 100),
+        "labels": labels,
+        "trained_tokens": trained,
+        "generated_tokens": generated,
+        "flops": cost,
+        "tuned": [1e-3, 2e-3, 4e-3],
+        "train_reward": 0.9 if labels == "verifier" else None,
+    }
+    return {"tokens": trained, "generated_tokens": generated, "flops": cost, "steps": 20, "saw": row}
 
 
 def training(steps: int, start: float, end: float) -> list[dict[str, Any]]:
@@ -181,19 +230,10 @@ def pretrained(levels: tuple[float, float, float], probe: float | None = None, *
     return {"result": result | more, "metrics": training(60, 4.0, levels[0])}
 
 
-def make_facts() -> dict[str, dict[str, Any]]:
-    facts: dict[str, dict[str, Any]] = {name: {} for name in STAGES}
-    facts["data"]["card"] = card()
-    facts["s1"] = pretrained((2.4, 2.5, 2.6))
-    facts["s2"] = pretrained((2.1, 2.2, 2.35), 0.12)
-    before = {"bpb": bpb(2.2, 2.25, 2.3), "probe": interval(0.12)}
-    facts["s3"] = pretrained((2.08, 2.0, 2.0), 0.85, before=before)
-    facts["s3_old_base"] = pretrained((2.08, 2.05, 2.1), 0.7)
-    for name in ("student_s1", "student_base", "moe_s1", "moe_micro_s1"):
-        facts[name] = pretrained((2.5, 2.6, 2.7))
-    facts["moe_global"] = pretrained((2.6, 2.7, 2.8), experts=experts(0.55, 0))
-    facts["moe_micro"] = pretrained((2.6, 2.7, 2.8), experts=experts(0.34, 0))
-    facts["cold_start"]["result"] = {
+def post_training() -> dict[str, dict[str, Any]]:
+    """Every stage after pre-training."""
+    flags = ("no flag", "/think", "/no_think")
+    filters = {
         "queries_drawn": 1600,
         "answered_without_thinking": {"max": 390, "let": 20},
         "queries_kept": 900,
@@ -201,37 +241,75 @@ def make_facts() -> dict[str, dict[str, Any]]:
         "responses_kept": 1780,
         "responses_trained": 900,
         "rejected": {"wrong answer": 60, "contradiction": 50},
-        "tokens": 300_000,
-        "steps": 60,
     }
-    rl = {"tokens": 900_000, "generated_tokens": 800_000, "steps": 20, "queries": 100}
-    facts["rl"] = {"result": rl, "metrics": rollouts(40, 2e-6)}
-    facts["general_rl"] = {"result": rl, "metrics": rollouts(30, 3e-6)}
-    made = {"asked": 900, "rejection_kept": 800, "rejected": {"malformed": 100}, "examples": 1900}
-    facts["fusion"]["result"] = made | {"tokens": 400_000, "steps": 70}
-    facts["direct"]["result"] = {"tokens": 450_000, "steps": 250}
-    facts["student_sft"]["result"] = {"tokens": 300_000, "flops": 2e12, "examples": 900}
-    opd = {"tokens": 200_000, "generated_tokens": 150_000, "flops": 1e12}
-    facts["student_opd"] = {"result": opd, "metrics": rollouts(20, 4e-6)}
-    facts["student_rl"] = {"result": rl | {"flops": 5e12}, "metrics": rollouts(40, 5e-6)}
-    batteries = {
-        "cold_start": battery(0.66, 0.08, 0.40),
-        "rl": battery(0.84, 0.10, 0.75),
-        "fusion": battery(0.83, 0.10),
-        "final": battery(0.83, 0.12),
-        "direct": battery(0.10, 0.15),
-        "student_sft": battery(0.5, 0.1, 0.06),
-        "student_opd": battery(0.66, 0.1, 0.5),
-        "student_rl": battery(0.55, 0.1, 0.08),
+    thoughts = "own thoughts that the verifier kept"
+    made = {"rejected": {"malformed": 100}, "examples": 1900}
+    results = {
+        "cold_start": saw("solver traces", 300_000, 20_000) | filters,
+        "direct": saw("answers alone", 450_000),
+        "rl": saw("verifier", 900_000, 800_000),
+        "rl_rejection": saw("own samples that the verifier kept", 1_100_000, 200_000),
+        "rl_more_sft": saw("solver traces", 1_160_000),
+        "fusion": saw(f"{thoughts}, solver answers", 400_000, 100_000, (*flags, "/think, thought cut")) | made,
+        "uncut": saw(f"{thoughts}, solver answers", 410_000, 100_000, flags) | made,
+        "think_only": saw(thoughts, 400_000, 100_000, flags[:2]) | made,
+        "general_rl": saw("verifier", 900_000, 800_000, (*flags, "tool, /think")),
+        "general_sft_24": saw("24 solved examples", 90_000, 0, ("/no_think",)),
+        "general_sft_240": saw("240 solved examples", 90_000, 0, ("/no_think",)),
+        "student_sft": saw("teacher's texts", 300_000, 0, flags),
+        "student_opd": saw("teacher's distribution", 400_000, 300_000, flags[:2]),
+        "student_rl": saw("verifier", 350_000, 450_000, flags[:2]),
+        "student_more_sft": saw("teacher's texts", 500_000, 0, flags[:2]),
     }
-    for name, items in batteries.items():
+    gaps = {"rl": (40, 2e-6), "general_rl": (30, 3e-6), "student_opd": (20, 4e-6), "student_rl": (40, 5e-6)}
+    rows = {name: {"metrics": rollouts(*gaps[name])} for name in gaps}
+    return {name: {"result": result, **rows.get(name, {})} for name, result in results.items()}
+
+
+def batteries() -> dict[str, dict[str, Any]]:
+    """items.json of every evaluation."""
+    return {
+        "cold_start": core(0.66) | long(0.3, 0.35, 0.25),
+        "direct": core(0.1, 0.15),
+        "rl": core(0.84) | long(0.8, 0.82, 0.7),
+        "rl_rejection": core(0.75) | long(0.6, 0.62, 0.5),
+        "rl_more_sft": core(0.9) | long(0.4, 0.42, 0.35),
+        "think_only": core(0.86),
+        "fusion": core(0.85) | {"general": general(0.0, 0.2), "modes": modes(0.9)},
+        "final": core(0.85, 0.12) | {"general": general(0.6, 0.8), "modes": modes()},
+        "uncut": {},
+        "general_sft_24": {"think": part(short(0.8), samples=2), "general": general(0.3, 0.2)},
+        "general_sft_240": {"think": part(short(0.8), samples=2), "general": general(0.65, 0.2)},
+        "student_sft": student(0.3),
+        "student_opd": student(0.7),
+        "student_rl": student(0.05),
+        "student_more_sft": student(0.5),
+    }
+
+
+def make_facts() -> dict[str, dict[str, Any]]:
+    facts: dict[str, dict[str, Any]] = {name: {} for name in STAGES}
+    facts["data"]["card"] = card()
+    facts["s1"] = pretrained((2.4, 2.5, 2.6))
+    facts["s2"] = pretrained((2.1, 2.2, 2.35), 0.12)
+    before = {"bpb": bpb(2.2, 2.25, 2.3), "probe": interval(0.12)}
+    facts["s3"] = pretrained((2.08, 2.0, 2.0), 0.85, before=before)
+    facts["s3_old_base"] = pretrained((2.075, 2.05, 2.1), 0.7)
+    facts["student_s1"] = pretrained((2.5, 2.6, 2.7))
+    sources = {"tokens_by_source": {"tasks_reasoning": 1_500_000, "text": 200_000}}
+    facts["student_base"] = pretrained((2.45, 2.6, 2.7), tasks=part(short(0.6)), **sources)
+    facts["student_base_general"] = pretrained((2.4, 2.6, 2.7), tasks=part(short(0.4, 0.8)))
+    facts["moe_global"] = pretrained((2.6, 2.7, 2.8), experts=experts(0.55, 0))
+    facts["moe_micro"] = pretrained((2.6, 2.7, 2.8), experts=experts(0.34, 0))
+    facts |= post_training()
+    for name, items in batteries().items():
         facts[f"eval_{name}"]["items"] = items
-    facts["eval_fusion"]["items"] |= {"general": general(0.3), "modes": part(dict.fromkeys(MODES, 0.8))}
-    facts["eval_final"]["items"] |= {"general": general(0.9), "modes": part(dict.fromkeys(MODES, 0.8))}
     facts["eval_final"] |= {"scores": {"budget": budget_rows()}, "samples": sample_rows()}
+    facts["eval_fusion"]["scores"] = {"budget": budget_rows(0.55)}
+    facts["eval_uncut"]["scores"] = {"budget": budget_rows(0.3)}
     for name, stage in facts.items():
         stage["manifest"] = manifest(name).model_dump()
-    return facts
+    return {name: facts[name] for name in STAGES}
 
 
 def manifest(name: str) -> Manifest:
@@ -260,6 +338,5 @@ def facts() -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def make() -> SimpleNamespace:
     """The builders above, for tests that swap parts of a run."""
-    return SimpleNamespace(
-        battery=battery, bpb=bpb, experts=experts, general=general, interval=interval, part=part, modes=MODES
-    )
+    builders = (bpb, budget_rows, core, experts, general, interval, long, modes, part, short, student)
+    return SimpleNamespace(**{builder.__name__: builder for builder in builders})

@@ -12,17 +12,21 @@ from twofold.base.progress import SilentProgress
 from twofold.base.records import InputError
 from twofold.recipes.artefacts import ChainError
 from twofold.recipes.chain import StageContext
-from twofold.recipes.evidence import HARD, SYSTEM_KINDS, read_facts
+from twofold.recipes.claims.case import MAIN_STAGES
+from twofold.recipes.claims.declared import PROTOCOLS
+from twofold.recipes.evidence import HARD, SKILLS, read_facts
 from twofold.recipes.report import ReportConfig, build_report, print_summary, publish, write_stage_report
 from twofold.recipes.report_training import agreement_section
 from twofold.report.model import Report, Section
+from twofold.report.text import number
 from twofold.report.write import read_report, write_report
 
 Facts = dict[str, dict[str, Any]]
 CONFIG = ReportConfig(command="twofold run tiny --set controls=true", titles={"s1": "Pre-training 1: general"})
 TITLES = [
     "Checkpoints", "Pre-training", "Cold start", "Reinforcement learning", "Thinking-mode fusion", "General RL",
-    "Mode following", "Thinking budget", "Strong to weak", "Experts", "Rollouts and trainer agree", "Samples",
+    "Mode following", "Thinking budget", "Strong to weak", "Experts", "What each arm saw", "Rollouts and trainer agree",
+    "Samples",
 ]  # fmt: skip
 
 
@@ -51,7 +55,8 @@ def section(report: Report, title: str) -> Section:
 def test_the_stage_writes_a_whole_report(facts: Facts, tmp_path: Path) -> None:
     report = run_stage(facts, tmp_path)
     assert [part.title for part in report.sections] == TITLES
-    assert [claim.verdict for claim in report.claims] == ["holds"] * 9
+    assert [claim.verdict for claim in report.claims] == ["holds in this run"] * 9
+    assert "this run alone" in report.claims_note and "docs/claims.md" in report.claims_note
     assert all(part.text and not part.text.startswith("None") for part in report.sections)
     assert report.data_card is not None and "PSF-2.0" in report.data_card.text
     assert report.total_seconds == pytest.approx(12.5 * len(facts)) and report.peak_memory_bytes == 900_000_000
@@ -65,10 +70,33 @@ def test_the_stage_writes_a_whole_report(facts: Facts, tmp_path: Path) -> None:
 
 
 def test_without_arms_the_report_is_shorter_never_an_error(facts: Facts) -> None:
-    arms = ("direct", "s3_old_base", "student", "eval_direct", "eval_student", "moe")
-    report = build_report({name: stage for name, stage in facts.items() if not name.startswith(arms)}, CONFIG, 0)
+    report = build_report({name: stage for name, stage in facts.items() if name in MAIN_STAGES}, CONFIG, 0)
     assert [part.title for part in report.sections] == [t for t in TITLES if t not in ("Strong to weak", "Experts")]
-    assert sum(not claim.judged for claim in report.claims) == 4
+    assert sum(not claim.judged for claim in report.claims) == 8
+
+
+@pytest.mark.parametrize("gone", ["eval_fusion", "eval_final", "eval_uncut", "student_opd", "moe_micro", "fusion"])
+def test_without_any_one_stage_the_report_is_no_error(facts: Facts, gone: str) -> None:
+    del facts[gone]
+    assert build_report(facts, CONFIG, 0).sections
+
+
+def test_what_each_arm_saw_is_printed_for_each_claim(facts: Facts) -> None:
+    facts["student_rl"]["result"]["saw"]["forms"] = {"/think": 3000}
+    saw = section(build_report(facts, CONFIG, 0), "What each arm saw")
+    tables = {table.title: table for table in saw.tables}
+    assert list(tables) == [protocol.title for protocol in PROTOCOLS.values()]
+    rl = next(row for row in tables["Reasoning RL helps"].rows if row[0] == "rl")
+    assert rl[2:6] == ["no flag 100", "verifier", "900\u00a0k", "800\u00a0k"]
+    assert rl[6] == pytest.approx(3.5) and rl[7] == "3: 0.001, 0.002, 0.004" and rl[8] == 0.9
+    assert str(rl[9]).startswith("80.0 [")
+    note = tables["Distilling beats RL on a small model"].note
+    assert "may differ in labels, tokens" in note and "**Not declared:** Prompt forms differ" in note
+    assert "Not declared" not in tables["Thinking pays"].note
+    skills = next(row for row in tables["General RL teaches new things"].rows if row[0] == "general_sft_24")
+    assert str(skills[9]).startswith("46.7 [")
+    bases = tables["Later pre-training stages pay"].rows
+    assert bases[0][2] == "tasks_reasoning 1.5\u00a0M, text 200\u00a0k" and str(bases[2][9]).startswith("85.0 [")
 
 
 def test_a_run_of_pretraining_alone_is_reported(facts: Facts, tmp_path: Path) -> None:
@@ -80,17 +108,21 @@ def test_a_run_of_pretraining_alone_is_reported(facts: Facts, tmp_path: Path) ->
 def test_tables_show_what_the_items_say(facts: Facts, tmp_path: Path) -> None:
     report = build_report(read_facts(lay_out(facts, tmp_path)), CONFIG, 0)
     (checkpoints,) = section(report, "Checkpoints").tables
-    assert len(checkpoints.rows) == 8
+    assert len(checkpoints.rows) == 14
     final = next(row for row in checkpoints.rows if "final" in str(row[0]))
     items = facts["eval_final"]["items"]["think"]
     hard = [row for row, kind in zip(items["correct"], items["kinds"], strict=True) if kind in HARD]
     share = 100 * sum(map(sum, hard)) / sum(map(len, hard))
     assert str(final[1]).startswith(f"{share:.1f} [")
-    assert "83.3" in section(report, "Checkpoints").text
+    assert number(share) in section(report, "Checkpoints").text
     (general,) = section(report, "General RL").tables
-    assert {row[0] for row in general.rows if row[-1]} == {"format", "length", *SYSTEM_KINDS}
+    assert {row[0] for row in general.rows if row[1]} == set(SKILLS)
     (budget,) = section(report, "Thinking budget").plots
-    assert [series.name for series in budget.series] == ["forced stop", "plain truncation"]
+    assert [series.name for series in budget.series] == ["all replies", "stopped replies", "guessing"]
+    assert budget.series[1].x == [0, 4, 8, 16, 24, 32, 48] and set(budget.series[2].y) == {25.0}
+    assert len(section(report, "Thinking budget").tables) == 3
+    (modes,) = section(report, "Mode following").tables
+    assert [row[0] for row in modes.rows if not row[1]] == ["conflict, last /think", "three turns"]
     assert budget.series[0].x == [0, 4, 8, 16, 24, 32, 48, 64]
     assert report.data_card is not None and report.data_card.tables[0].rows[0][5] == pytest.approx(100 * 12 / 17)
     samples = section(report, "Samples").samples
@@ -138,8 +170,10 @@ def test_summary_has_a_line_a_claim_and_says_how_to_chat(facts: Facts, tmp_path:
     write_report(report.model_copy(update={"sections": []}), tmp_path)
     (tmp_path / "general_rl").mkdir()
     lines = print_summary(tmp_path / "report.json")
-    assert lines[0] == "8 of 9 claims hold"
-    assert sum("✓" in line for line in lines) == 8 and sum("✗ Thinking pays" in line for line in lines) == 1
+    assert lines[0] == "8 of 9 claims hold in this run"
+    assert sum(line.startswith("  holds in this run ") for line in lines) == 8
+    assert sum(line.startswith("  does not hold in this run Thinking pays ") for line in lines) == 1
+    assert not any(mark in line for mark in "✓✗✅❌" for line in lines)
     assert str(tmp_path / "report.html") in lines[-2] and lines[-1].endswith(f"twofold chat {tmp_path / 'general_rl'}")
 
 

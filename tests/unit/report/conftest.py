@@ -8,6 +8,8 @@ import pytest
 
 from twofold.report.model import (
     Claim,
+    Condition,
+    Figure,
     Heatmap,
     Plot,
     Report,
@@ -54,6 +56,21 @@ def claims() -> list[Claim]:
             unit="points",
             holds=False,
             note="RL sharpens the distribution; greedy decoding gains nothing",
+            conditions=[
+                Condition(
+                    name="more_sft",
+                    text="RL minus more SFT",
+                    value=4.2,
+                    low=1.0,
+                    high=7.4,
+                    unit="points",
+                    target=0,
+                    sense="above",
+                    met=True,
+                ),
+                Condition(name="greedy", text="greedy", value=-1.0, unit="points", target=0, sense="above"),
+            ],
+            shown=[Figure(name="pass", text="pass@8", value=81.0, unit="%", detail="of eight")],
         ),
         Claim(
             name="The budget curve rises",
@@ -211,6 +228,7 @@ def make_report() -> Report:
         created="2026-01-02T03:04:05Z",
         intro="A 0.46 M parameter model taken through the whole recipe, from raw text to two modes and a student.",
         claims=claims(),
+        claims_note="Read these with care.",
         stages=[
             StageCost(name="pretrain-s1", title="General pre-training", seconds=100.2, tokens=1_720_000, tflops=4.7),
             StageCost(name="pretrain-s2", title="Reasoning pre-training", seconds=160.0, tokens=2_560_000, tflops=7.0),

@@ -50,8 +50,12 @@ def test_the_page_nests_and_shows_everything(report: Report) -> None:
     text = " ".join(" ".join(page.texts).split())
     for claim in report.claims:
         assert claim.name in text
-    for words in ("✓ holds", "✗ does not hold", "○ not judged", "3 of 4 claims hold, 1 not judged", "[49.8, 60.1]"):
+    for words in ("holds in this run", "does not hold in this run", "not judged", "[49.8, 60.1]"):
         assert words in text
+    assert "3 of 4 claims hold in this run, 1 not judged" in text and "Read these with care." in text
+    assert "not met : greedy: −1.00 points; wanted: lower end above 0 points" in text.replace("\u00a0", " ")
+    claims = render_html(report).split('class="claims"')[1].split("</table>")[0]
+    assert "✓" not in claims and "✗" not in claims, "no mark that could stand for the claim itself"
     for words in (report.command, "5m57s", "1.35\u00a0GiB", "General pre-training", "1.72\u00a0M", "Python library"):
         assert words.replace("\u00a0", " ") in text.replace("\u00a0", " ")
     assert text.count("Prompt") == 3 and "(empty)" in text

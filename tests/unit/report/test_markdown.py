@@ -8,9 +8,22 @@ from twofold.report.model import Report
 
 def test_the_document_shows_everything(report: Report) -> None:
     text = render_markdown(report)
-    for words in ("# Twofold tiny", "✅ holds", "❌ does not hold", "⚪ not judged", "1.72\u00a0M", "## Data card"):
+    for words in (
+        "# Twofold tiny",
+        "| holds in this run |",
+        "| does not hold in this run |",
+        "| not judged |",
+        "1.72\u00a0M",
+        "## Data card",
+    ):
         assert words in text
     assert report.command in text and "E0+1=1 B1+5=6" in text
+    assert not set("✅❌✓✗") & set(text), "no mark that could stand for the claim itself"
+    assert "met: RL minus more SFT: 4.20 points [1.00, 7.40]; wanted: lower end above 0 points<br>" in text.replace(
+        "\u00a0", " "
+    ).replace("\\", "")
+    assert "shown: pass@8: 81.0 % (of eight)" in text.replace("\u00a0", " ")
+    assert "Read these with care." in text
     for section in report.sections:
         assert f"## {section.title}" in text
 

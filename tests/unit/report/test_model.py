@@ -5,14 +5,27 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from twofold.report.model import Claim, Heatmap, Plot, Report, Series, Table
+from twofold.report.model import Claim, Condition, Figure, Heatmap, Plot, Report, Series, Table
 
 
 def test_verdicts() -> None:
     claim = {"name": "x", "statement": "y"}
-    assert Claim(**claim, holds=True).verdict == "holds"
-    assert Claim(**claim, holds=False).verdict == "does not hold"
+    assert Claim(**claim, holds=True).verdict == "holds in this run"
+    assert Claim(**claim, holds=False).verdict == "does not hold in this run"
     assert Claim(**claim, holds=True, judged=False).verdict == "not judged"
+    assert Claim(**claim, holds=True, seeds=[3, 4]).verdict == "holds"
+    assert Claim(**claim, holds=False, seeds=[3, 4]).verdict == "does not hold"
+    outcomes = [Claim(**claim, holds=holds, judged=judged).outcome for holds, judged in ((1, 1), (0, 1), (1, 0))]
+    assert outcomes == ["holds", "fails", "open"]
+
+
+def test_a_claim_with_conditions_survives_json() -> None:
+    condition = Condition(name="a", text="b", value=1.5, low=1.0, target=0, sense="above", met=True, unit="points")
+    figure = Figure(name="c", text="d", detail="e")
+    claim = Claim(name="x", statement="y", key="k", question="q?", conditions=[condition], shown=[figure], seeds=[3])
+    assert Claim.model_validate_json(claim.model_dump_json()) == claim
+    with pytest.raises(ValidationError, match="sense"):
+        Condition(name="a", text="b", target=0, sense="below")  # type: ignore[arg-type]
 
 
 def test_shapes_are_checked() -> None:

@@ -6,10 +6,12 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.report.model import Claim, StageCost
+from twofold.report.model import Claim, Condition, StageCost
 from twofold.report.text import (
     amount,
     cell_markdown,
+    claim_target,
+    condition_line,
     fence,
     inline_html,
     interval,
@@ -20,6 +22,7 @@ from twofold.report.text import (
     slug,
     tokens_per_second,
     verdict_line,
+    wanted,
 )
 
 
@@ -48,8 +51,29 @@ def test_verdict_line_counts_judged_claims_only() -> None:
     def claim(holds: bool, judged: bool = True) -> Claim:
         return Claim(name="", statement="", holds=holds, judged=judged)
 
-    assert verdict_line([claim(True), claim(False), claim(True)]) == "2 of 3 claims hold"
-    assert verdict_line([claim(True), claim(True, judged=False)]) == "1 of 1 claims holds, 1 not judged"
+    assert verdict_line([claim(True), claim(False), claim(True)]) == "2 of 3 claims hold in this run"
+    assert verdict_line([claim(True), claim(True, judged=False)]) == "1 of 1 claims holds in this run, 1 not judged"
+    over_seeds = claim(True).model_copy(update={"seeds": [3, 4]})
+    assert verdict_line([over_seeds]) == "1 of 1 claims holds"
+
+
+def test_conditions_in_words() -> None:
+    def condition(sense: str, value: float | None = 2.0, met: bool = True, unit: str = "points") -> Condition:
+        fields = {"name": "n", "text": "t", "value": value, "target": 1.0, "sense": sense, "met": met, "unit": unit}
+        return Condition.model_validate(fields)
+
+    assert [wanted(condition(sense)).replace("\u00a0", " ") for sense in ("above", "at least", "at most", "level")] == [
+        "lower end above 1 points",
+        "lower end at least 1 points",
+        "upper end at most 1 points",
+        "estimate at least 1 points",
+    ]
+    assert condition_line(condition("exact", 1.0, unit="")) == "met: t: yes; wanted: yes"
+    assert condition_line(condition("exact", 0.0, False, "")) == "**not met**: t: no; wanted: yes"
+    assert condition_line(condition("exact", None, False, "")) == "not measured: t: –; wanted: yes"
+    claim = Claim(name="", statement="", target=3, direction="at most", unit="%")
+    assert claim_target(claim) == "≤\u00a03\u00a0%" and claim_target(Claim(name="", statement="")) == ""
+    assert claim_target(claim.model_copy(update={"conditions": [condition("exact")]})) == "yes"
 
 
 def test_slugs_are_unique() -> None:

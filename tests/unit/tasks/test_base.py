@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.base.records import InputError
-from twofold.tasks.base import Item, canonical_key, draw_item, exact_match, held_out, sample_items
-from twofold.tasks.families import LETTERS, Hop, Let, Pick, SumMod, Swap, default_families
+from twofold.tasks.base import Item, Split, Task, canonical_key, draw_item, exact_match, held_out, sample_items
+from twofold.tasks.families import LETTERS, Hop, Pick, Roll, SumMod, Swap, default_families, growing_families
 
 
 def rename_letters(text: str, mapping: dict[str, str]) -> str:
@@ -46,7 +47,7 @@ def test_about_a_tenth_is_held_out() -> None:
 def test_test_items_are_never_near_copies_of_train_items() -> None:
     tasks = [*default_families(), Hop()]
     train = sample_items(tasks, 1500, seed=1, split="train")
-    test = sample_items(tasks, 500, seed=2, split="test")
+    test = sample_items(tasks, 300, seed=2, split="test")
     assert {i.key for i in train}.isdisjoint({i.key for i in test})
     assert {i.prompt for i in train}.isdisjoint({i.prompt for i in test})
     # under every one of some other letter namings a test item is still not a training item
@@ -63,8 +64,49 @@ def test_sampling_is_deterministic_distinct_and_balanced() -> None:
     assert items == sample_items(tasks, 42, seed=7, split="train")
     assert items != sample_items(tasks, 42, seed=8, split="train")
     assert len({item.prompt for item in items}) == 42
-    assert [item.family for item in items[:5]] == ["sum", "let", "swap", "max", "sum"]
-    assert [i for i in items if i.family == "let"] == sample_items([Let()], 11, seed=7, split="train")
+    names = ["sum", "swap", "sub", "roll", "top", "find", "max", "min", "last"]
+    assert [item.family for item in items[:10]] == [*names, "sum"]
+    assert [i for i in items if i.family == "sum"] == sample_items([SumMod()], 5, seed=7, split="train")
+
+
+@pytest.mark.parametrize("task", [Swap(4, 6), Swap(), SumMod(3, 5), SumMod(), Roll()], ids=repr)
+def test_sizes_get_equal_shares_of_train_items(task: Task) -> None:
+    """One size has up to 81 times the keys of another."""
+    sizes = Counter(item.meta["n"] for item in sample_items([task], 600, seed=3, split="train"))
+    even = 600 / len(sizes)
+    assert len(sizes) == task.high - task.low + 1  # type: ignore[attr-defined]
+    assert all(abs(count - even) < 0.25 * even for count in sizes.values()), sizes
+
+
+@pytest.mark.parametrize("task", [Swap(4, 6), SumMod(3, 5)], ids=repr)
+def test_sizes_get_equal_shares_of_test_items_too(task: Task) -> None:
+    """Of ``swap`` 6, 22 and 57 keys are held out: in one draw from all of them size 6 would have two items of three."""
+    sizes: Counter[int] = Counter()
+    for seed in range(60):
+        sizes.update(item.meta["n"] for item in sample_items([task], 6, seed=seed, split="test"))
+    assert len(sizes) == 3 and all(abs(count - 120) < 30 for count in sizes.values()), sizes
+
+
+def test_a_size_without_further_items_makes_way_for_others() -> None:
+    items = sample_items([Swap(4, 6)], 80, seed=0, split="test")
+    sizes = Counter(item.meta["n"] for item in items)
+    assert sizes[4] == 6 and sizes[5] > 15 and sizes[6] > 40  # all that size 4 has
+    assert draw_item(Swap(3, 4), random.Random(0), "test").meta["n"] == 4  # of size 3 no key is held out
+
+
+@pytest.mark.parametrize(
+    "task", [*default_families(), *growing_families("long"), *growing_families("beyond")], ids=repr
+)
+def test_test_items_are_different_questions(task: Task) -> None:
+    test = sample_items([task], 30, seed=4, split="test")
+    assert len({item.key for item in test}) == 30 and all(held_out(item.key) for item in test)
+    train = sample_items([task], 200, seed=4, split="train")
+    assert len({item.prompt for item in train}) == 200 and not any(held_out(item.key) for item in train)
+
+
+def test_train_items_may_be_one_question_under_other_letters() -> None:
+    items = sample_items([Swap(4, 4)], 300, seed=0, split="train")
+    assert len({item.prompt for item in items}) == 300 > 81 > len({item.key for item in items})
 
 
 def test_level_bounds_the_size() -> None:
@@ -94,10 +136,13 @@ class Few:
 
 def test_running_out_of_items_is_an_error_that_names_the_task() -> None:
     assert len(sample_items([Few()], 3, seed=0, split="train")) == 3
-    with pytest.raises(InputError, match="'few' ran out"):
-        sample_items([Few()], 4, seed=0, split="train")
-    with pytest.raises(InputError, match="no test item"):
+    cases: list[tuple[Task, int, Split]] = [(Few(), 4, "train"), (Few(), 1, "test"), (Swap(4, 4), 7, "test")]
+    for task, count, split in cases:
+        with pytest.raises(InputError, match=f"'{task.name}' has no further {split} item .*; ask for fewer items or"):
+            sample_items([task], count, seed=0, split=split)
+    with pytest.raises(InputError, match="no further test item"):
         draw_item(Few(), random.Random(0), "test")
+    assert len(sample_items([Swap(4, 4)], 6, seed=0, split="test")) == 6
 
 
 def test_bad_arguments() -> None:

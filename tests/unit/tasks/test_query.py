@@ -9,7 +9,17 @@ import pytest
 from twofold.base.records import Message
 from twofold.tasks.base import Item
 from twofold.tasks.families import SumMod
-from twofold.tasks.query import FLAG_PATTERNS, SYSTEM_PATTERNS, flagged, single, user_turns, with_tools
+from twofold.tasks.query import (
+    FLAG_PATTERNS,
+    HELD_OUT_PATTERNS,
+    SYSTEM_PATTERNS,
+    TAUGHT_PATTERNS,
+    Mode,
+    flagged,
+    single,
+    user_turns,
+    with_tools,
+)
 from twofold.tasks.tools import Calc
 from twofold.text.messages import last_flag, validate_messages
 
@@ -52,6 +62,28 @@ def test_the_last_flag_decides(pattern: str) -> None:
     written = [c for m in query.messages for c in m.content.split() if c.startswith("/")]
     signs = "".join(turn[1:] for turn in FLAG_PATTERNS[pattern])
     assert written == ["/think" if sign == "+" else "/no_think" for sign in signs]
+
+
+@pytest.mark.parametrize("pattern", FLAG_PATTERNS)
+def test_the_form_of_a_pattern_is_its_name(pattern: str) -> None:
+    items = [(item, SumMod()) for item in ITEMS[: user_turns(pattern)]]
+    assert flagged(items, pattern, random.Random(0)).form == pattern
+
+
+@pytest.mark.parametrize(("flag", "form"), [(None, "no flag"), ("think", "/think"), ("no_think", "/no_think")])
+def test_the_form_of_other_queries_is_their_flag(flag: Mode | None, form: str) -> None:
+    item, calc = ITEMS[0], Calc().generate(random.Random(0), 1.0)
+    for kind in ("", "think", "direct", "style any"):
+        assert single(item, SumMod(), flag, kind=kind).form == form
+    assert single(item, SumMod(), flag, hard_switch=True).form == "hard switch"
+    assert with_tools(calc, Calc(), flag).form == f"tool, {form}"
+
+
+def test_held_out_patterns_are_the_rest_of_the_taught_ones() -> None:
+    assert {*HELD_OUT_PATTERNS, *TAUGHT_PATTERNS} == set(FLAG_PATTERNS)
+    assert not set(HELD_OUT_PATTERNS) & set(TAUGHT_PATTERNS) and not set(HELD_OUT_PATTERNS) & set(SYSTEM_PATTERNS)
+    modes = {EXPECTED[pattern] for pattern in HELD_OUT_PATTERNS}
+    assert modes == {"think", "no_think"}  # never thinking at all, or always, follows one of them only
 
 
 def test_single_queries_and_the_hard_switch() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.base.records import ToolCall
+from twofold.base.records import InputError, ToolCall
 from twofold.tasks.base import sample_items
 from twofold.tasks.tools import CALC_TOOL, Calc, calculate
 
@@ -30,9 +30,26 @@ def test_factor_order_and_level() -> None:
     for seed in range(300):
         item = Calc().generate(random.Random(seed), 0.0)
         factors = [int(x) for x in item.meta["expression"].split("*")]
-        assert all(10 <= x <= 19 for x in factors)
+        assert all(10 <= x <= 39 for x in factors)
         keys.setdefault(frozenset(factors), set()).add(item.key)
     assert all(len(found) == 1 for found in keys.values())
+
+
+def test_digits_never_repeat() -> None:
+    """So that a model that copies one digit after another has one place to look at for each."""
+    rng = random.Random(1)
+    for level in (0.0, 0.5, 1.0):
+        for _ in range(500):
+            item = Calc().generate(rng, level)
+            for text in (item.meta["expression"].replace("*", ""), item.answer):
+                assert len(set(text)) == len(text), item.prompt
+
+
+@pytest.mark.parametrize("task", [Calc(11, 11), Calc(22, 22), Calc(110, 119)], ids=repr)
+def test_a_range_without_such_products_is_an_error(task: Calc) -> None:
+    for level in (0.0, 1.0):
+        with pytest.raises(InputError, match=f"between {task.low} and {task.high}; widen the range"):
+            task.generate(random.Random(0), level)
 
 
 def test_schema_names_the_argument() -> None:

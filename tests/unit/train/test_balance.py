@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from twofold.base.batch import TokenBatch, pack
+from twofold.base.batch import TokenBatch, boundaries, pack
+from twofold.base.records import InputError
 from twofold.model.attn_inputs import AttnInputs
 from twofold.model.qwen3 import Qwen3, Routing
 from twofold.ops.reference import load_balancing_loss
 from twofold.train import balance
 from twofold.train.loop import OptimConfig, Trainer
+from twofold.train.micro import part
 from twofold.train.objectives import CrossEntropy
 
 Make = Callable[..., Any]
@@ -111,7 +113,7 @@ def test_the_loop_logs_the_same_for_any_number_of_micro_batches(tmp_path: Path, 
         (CrossEntropy(1.0), 1, 1),
         (CrossEntropy(1.0), 3, 6),
         (CrossEntropy(0.0), 3, 3),
-        (CrossEntropy(1.0, "source"), 3, 3),
+        (CrossEntropy(1.0, "micro"), 3, 3),
     ],
 )
 def test_only_a_global_loss_over_several_micro_batches_costs_another_pass(
@@ -125,21 +127,99 @@ def test_only_a_global_loss_over_several_micro_batches_costs_another_pass(
     assert len(seen) == calls and sum(seen) == parts
 
 
-def test_scopes(make_model: Make) -> None:
-    model = make_model(True)
-    first, second = [1, 2, 3] * 5, [20, 21, 22] * 5
-    mixed = pack([first, second], sources=[0, 1])
-    one_source = pack([first, second], sources=[4, 4])
+def micro_by_hand(model: Qwen3, batch: TokenBatch, groups: list[tuple[int, int]]) -> torch.Tensor:
+    """Mean over tokens of the loss of each group, where a group is all that its rank has; (first, last) sequences."""
+    parts = [part(batch, first, last) for first, last in groups]
+    return torch.stack([p.num_tokens * by_hand(model, p) for p in parts]).sum() / batch.num_tokens
 
-    def value(scope: Any, *batches: TokenBatch) -> float:
-        return float(step_loss(CrossEntropy(1.0, scope), model, list(batches)).detach())
 
-    alone = [value("global", pack([row])) for row in (first, second)]
-    assert value("source", mixed) == pytest.approx(sum(alone) / 2, rel=1e-5)
-    assert value("source", pack([first]), pack([second])) == pytest.approx(sum(alone) / 2, rel=1e-5)
-    assert value("source", one_source) == pytest.approx(value("global", mixed), rel=1e-5)
-    assert value("source", mixed) > value("global", mixed) + 0.01  # each text may keep its own experts
-    assert value("global", pack([first]), pack([second])) == pytest.approx(value("global", mixed), rel=1e-5)
+def assert_same(model: Qwen3, loss: torch.Tensor, expected: torch.Tensor) -> None:
+    """Values, and gradients of all parameters that either depends on."""
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
+    parameters = list(model.parameters())
+    pairs = [torch.autograd.grad(value, parameters, allow_unused=True) for value in (loss, expected)]
+    for a, b in zip(*pairs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "micro_tokens", "expected"),
+    [
+        ([4, 7, 3, 25, 6], 10, [0, 0, 1, 2, 3]),  # the docstring's example
+        ([10, 10], 10, [0, 1]),
+        ([9, 9, 9], 10, [0, 0, 1]),
+        ([30], 10, [0]),
+        ([3, 30, 30, 3], 10, [0, 1, 2, 3]),
+        ([3, 4, 5], 100, [0, 0, 0]),
+        ([3, 4, 5], 1, [0, 1, 2]),
+    ],
+)
+def test_groups_are_runs_of_whole_sequences(lengths: list[int], micro_tokens: int, expected: list[int]) -> None:
+    found = balance.group_of_tokens(boundaries(lengths), micro_tokens).tolist()
+    assert found == [group for group, length in zip(expected, lengths, strict=True) for _ in range(length)]
+
+
+def test_one_group_is_the_global_loss(make_model: Make, make_batch: Make) -> None:
+    model, batch = make_model(True), make_batch([12, 7, 20])
+    micro = CrossEntropy(1.0, "micro", micro_tokens=batch.num_tokens)
+    assert_same(model, step_loss(micro, model, [batch]), step_loss(CrossEntropy(1.0), model, [batch]))
+    assert_same(model, step_loss(micro, model, [batch]), by_hand(model, batch))
+
+
+def test_groups_of_one_size_are_a_plain_mean(make_model: Make, make_batch: Make) -> None:
+    model, batch = make_model(True), make_batch([7, 5, 4, 8, 11])  # a sequence of n has n - 1 predictions
+    loss = step_loss(CrossEntropy(1.0, "micro", micro_tokens=10), model, [batch])
+    parts = [part(batch, first, last) for first, last in ((0, 2), (2, 4), (4, 5))]
+    assert [one.num_tokens for one in parts] == [10, 10, 10]
+    assert_same(model, loss, torch.stack([by_hand(model, one) for one in parts]).mean())
+
+
+def test_groups_of_several_sizes_one_longer_than_asked(make_model: Make, make_batch: Make) -> None:
+    model, batch = make_model(True, num_hidden_layers=3, mlp_only_layers=(1,)), make_batch([6, 9, 4, 31, 13, 3, 2])
+    loss = step_loss(CrossEntropy(1.0, "micro", micro_tokens=10), model, [batch])
+    assert_same(model, loss, micro_by_hand(model, batch, [(0, 2), (2, 3), (3, 4), (4, 5), (5, 7)]))
+    whole = step_loss(CrossEntropy(1.0), model, [batch])
+    assert float((loss - whole).detach()) > 1e-2  # each group is asked to be even by itself
+
+
+def test_groups_do_not_care_for_micro_batches_cut_between_them(make_model: Make, make_batch: Make) -> None:
+    model, batch, groups = make_model(True), make_batch([6, 9, 4, 31, 13, 3, 2]), [(0, 2), (2, 4), (4, 7)]
+    objective = CrossEntropy(1.0, "micro", micro_tokens=10)
+    several = step_loss(objective, model, [part(batch, first, last) for first, last in groups])
+    assert_same(model, several, step_loss(objective, model, [batch]))
+
+
+def test_groups_do_not_care_for_sources(make_model: Make) -> None:
+    model, objective = make_model(True), CrossEntropy(1.0, "micro", micro_tokens=10)
+    rows = [[1, 2, 3] * 5, [20, 21, 22] * 5]
+    values = [step_loss(objective, model, [pack(rows, sources=sources)]) for sources in ([0, 1], [4, 4])]
+    assert torch.equal(*values)
+
+
+def test_the_size_of_groups_is_a_setting_where_there_are_groups() -> None:
+    assert CrossEntropy(0.1, "micro").settings() == {"balance": 0.1, "balance_scope": "micro", "micro_tokens": 256}
+    assert CrossEntropy(0.1, "micro", 64).settings()["micro_tokens"] == 64
+    assert CrossEntropy(0.1).settings() == {"balance": 0.1, "balance_scope": "global"}  # as in states from before
+    assert CrossEntropy(0.1).by_token and CrossEntropy(0.0, "micro").by_token
+    assert not CrossEntropy(0.1, "micro").by_token
+    with pytest.raises(InputError, match="micro_tokens must be 1 or more, got 0"):
+        CrossEntropy(0.1, "micro", 0)
+
+
+def test_other_groups_are_noticed_on_resuming(tmp_path: Path, make_model: Make, make_source: Make) -> None:
+    optim = OptimConfig(decay="constant")
+
+    def trainer(objective: CrossEntropy, steps: int) -> Trainer:
+        return Trainer(make_model(True), make_source(), objective, optim, steps, tmp_path)
+
+    trainer(CrossEntropy(0.1, "micro", 10), 1).fit()
+    with pytest.raises(InputError, match=r"objective\.micro_tokens was 10 and is 20 now"):
+        trainer(CrossEntropy(0.1, "micro", 20), 2).fit()
+    with pytest.raises(InputError, match=r"scope was 'micro' and is 'global' now; objective\.micro_tokens was 10"):
+        trainer(CrossEntropy(0.1), 2).fit()
+    trainer(CrossEntropy(0.1, "micro", 10), 2).fit()
 
 
 def test_imbalance_of_one_layer_is_visible(make_model: Make, make_batch: Make) -> None:

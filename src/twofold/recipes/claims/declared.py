@@ -1,0 +1,342 @@
+"""The nine protocols as data: every question, arm, control, threshold and allowed difference stands here alone.
+
+Fixed before the runs that count; docs/claims.md is made from it (``protocol``). Not here: how a figure is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twofold.recipes.claims.record import Arm, Difference, Protocol, Rule, Shown
+
+ITEMS_PER_FAMILY, PER_PATTERN, PER_SKILL = 80, 60, 80  # the battery's sizes, which a test compares with the recipe's
+_START = "the earlier stage is where the later one starts; what it saw on top is the thing that is tested"
+OWN_START: Mapping[Difference, str] = dict.fromkeys(("forms", "tokens", "flops", "labels", "tuning"), _START)
+_SAMPLING = (
+    "the arms get equal operations instead: sampling a token costs a third of training on one, so that an arm that "
+    "samples a lot handles more tokens"
+)
+_EACH = f"{ITEMS_PER_FAMILY} items a family"
+_HARD = "the families that need steps (sum, let, swap, top, find)"
+_LONG = "sum, let and swap at the long sizes, for which no training text of any stage shows a trace"
+
+THINKING_GAIN = Protocol(
+    key="thinking_gain",
+    title="Thinking pays",
+    question="Does thinking before the answer solve tasks that a direct answer does not?",
+    arms=(
+        Arm("cold_start", "a short SFT on thoughts with their answers", "eval_cold_start/items/think"),
+        Arm("direct", "control: SFT on the same queries, answers alone", "eval_direct/items/direct"),
+        Arm("general_rl", "the finished model, asked in both modes", "eval_final/items/think"),
+    ),
+    control="The same base and the same queries, trained to answer at once, with at least as many tokens. Beside it "
+    "the finished model against its own hard switch: the same weights.",
+    items=f"{_HARD}, at the sizes of training; {_EACH}; T = 0.6, two samples an item thinking, one directly.",
+    rules=(
+        Rule("control", "cold start, thinking, minus the direct-only control", 30, "at least"),
+        Rule("own_switch", "finished model, thinking, minus its own hard switch", 30, "at least"),
+        Rule("tokens", "the control trained on at least as many tokens", 1, "exact", ""),
+    ),
+    refuted="A gain under 30 points against either.",
+    comparisons=(("cold_start", "direct"),),
+    allowed_differences={
+        ("cold_start", "direct"): {
+            "labels": "thoughts against answers alone is the thing that is tested",
+            "tokens": "the control may train on more, which helps it; a condition asks that it has no fewer",
+            "flops": "as for the tokens; the cold start also samples direct answers in order to drop easy queries",
+        }
+    },
+)
+
+BOTH_MODES = Protocol(
+    key="both_modes",
+    title="One model, two modes",
+    question="Is one model good in both modes, and does fusing them cost little of the thinking?",
+    arms=(
+        Arm("general_rl", "the finished model", "eval_final/items/think"),
+        Arm("fusion", "both modes in one model", "eval_fusion/items/think"),
+        Arm(
+            "think_only", "control: thinking alone, from the same start, as many tokens", "eval_think_only/items/think"
+        ),
+    ),
+    control="SFT on the same thoughts alone, for as many trained tokens: without it the cost of fusing cannot be told "
+    "from the gain of more SFT.",
+    items=f"Thinking: {_HARD}, two samples an item. Direct answers under /no_think: max, min, last, one sample. "
+    f"{_EACH}; T = 0.6. The worst family of each is judged, not the mean.",
+    rules=(
+        Rule("thinking", "finished model, worst family that needs steps, thinking", 75, "level", "%"),
+        Rule("direct", "finished model, worst easy family, /no_think", 80, "level", "%"),
+        Rule("fusion_cost", "fusion minus the thinking-only control, thinking", -4, "at least"),
+    ),
+    refuted="One family under its level, or a loss by fusing that may be larger than 4 points.",
+    comparisons=(("fusion", "think_only"),),
+    allowed_differences={
+        ("fusion", "think_only"): {
+            "forms": "thinking alone, without the other mode's forms, is what the control is",
+            "labels": "the control has no direct answers; its thoughts are sampled and kept in the same way",
+        }
+    },
+)
+
+RL_GAIN = Protocol(
+    key="rl_gain",
+    title="Reasoning RL helps",
+    question="Does RL with a verifier add something where no traces exist that supervised training cannot add?",
+    arms=(
+        Arm("cold_start", "where all three arms start", "eval_cold_start/items/long"),
+        Arm("rl", "RL with a verifier on long queries", "eval_rl/items/long"),
+        Arm(
+            "rl_rejection",
+            "control: SFT on own samples that the same verifier kept, same queries",
+            "eval_rl_rejection/items/long",
+        ),
+        Arm("rl_more_sft", "control: more SFT on the traces there are (short sizes)", "eval_rl_more_sft/items/long"),
+    ),
+    control="Two, at the operations of RL, sampling counted: SFT on own right samples, which uses the same verifier "
+    "without policy gradients, and more SFT on traces.",
+    items=f"{_LONG}; {_EACH}; no flag; two samples an item at T = 0.6, one greedy, eight at T = 1. “Beyond” are sizes "
+    "that no stage trains at all.",
+    rules=(
+        Rule("more_sft", "RL minus more SFT, T = 0.6", 0, "above"),
+        Rule("rejection", "RL minus rejection-sampling SFT, T = 0.6", 0, "above"),
+        Rule("greedy", "RL minus the cold start, greedy", 0, "above"),
+    ),
+    shown=(
+        Shown("hot_more_sft", "RL minus more SFT, T = 1"),
+        Shown("hot_rejection", "RL minus rejection-sampling SFT, T = 1"),
+        Shown("hot_start", "RL minus the cold start, T = 1"),
+        Shown("pass_start", "pass@8 of the cold start, T = 1", "%"),
+        Shown("pass_rl", "pass@8 of RL, T = 1", "%"),
+        Shown("pass_rejection", "pass@8 of rejection-sampling SFT, T = 1", "%"),
+        Shown("pass_more_sft", "pass@8 of more SFT, T = 1", "%"),
+        Shown("beyond", "RL minus the cold start, sizes beyond all training"),
+        Shown("beyond_rejection", "RL minus rejection-sampling SFT, sizes beyond all training"),
+        Shown("short", "RL minus the cold start, short sizes"),
+    ),
+    refuted="Either control level with RL on the long sizes, or no gain in greedy decoding.",
+    comparisons=(("rl", "rl_more_sft"), ("rl", "rl_rejection"), ("rl", "cold_start")),
+    allowed_differences={
+        ("rl", "rl_more_sft"): {
+            "labels": "a verifier where there are no traces, against the traces there are, is the thing that is tested",
+            "tokens": _SAMPLING,
+        },
+        ("rl", "rl_rejection"): {
+            "labels": "the same verifier: RL learns from every verdict, SFT from the samples that it kept",
+            "tokens": _SAMPLING,
+        },
+        ("rl", "cold_start"): OWN_START,
+    },
+)
+
+MODE_FOLLOWING = Protocol(
+    key="mode_following",
+    title="The switch works",
+    question="Does the model reply in the mode that the last flag asks for, also in conversations it never trained on?",
+    arms=(Arm("general_rl", "the finished model", "eval_final/items/modes"),),
+    control="Two flag patterns that no stage trains on (“conflict, last /think” and “three turns”), and the worst "
+    "trained pattern instead of the mean. The hard switch fills in the empty thought itself; it is shown and not "
+    "counted.",
+    items=f"Conversations in every flag pattern, {PER_PATTERN} of each; one sample at T = 0.6.",
+    rules=(
+        Rule("worst", "worst trained pattern", 90, "level", "%"),
+        Rule("held_out", "the two held-out patterns together", 90, "at least", "%"),
+    ),
+    shown=(Shown("hard_switch", "hard switch", "%"), Shown("each_held_out", "worse held-out pattern", "%")),
+    refuted="One trained pattern under 90 %, or held-out patterns that may be under 90 %.",
+)
+
+GENERAL_RL = Protocol(
+    key="general_rl",
+    title="General RL teaches new things",
+    question="Does general RL teach skills that the model did not have, better than a few labelled examples do?",
+    arms=(
+        Arm("fusion", "before: where both arms start", "eval_fusion/items/general"),
+        Arm("general_rl", "RL over many kinds of tasks", "eval_final/items/general"),
+        Arm(
+            "general_sft_24", "control: SFT on 24 labelled examples of the skills", "eval_general_sft_24/items/general"
+        ),
+        Arm(
+            "general_sft_240",
+            "shown: SFT on 240 labelled examples of the skills",
+            "eval_general_sft_240/items/general",
+        ),
+    ),
+    control="SFT on 24 labelled examples of the same skills, with replay: the cheap way to teach a format. All eight "
+    "skills count, the worst too, and a condition asks that none was there before.",
+    items="Eight skills: five styles of an answer (chance 1 in 5), two orders of three letters (chance 1 in 6), and "
+    f"/no_think in the system turn (chance 0, counted by the mode). {PER_SKILL} items of each, and of tool use, the "
+    "same before and after; one sample at T = 0.6.",
+    rules=(
+        Rule("gain", "mean gain over the eight skills", 20, "at least"),
+        Rule("absent", "before: largest lead of a skill over chance", 15, "at most"),
+        Rule("smallest", "smallest gain of a skill", 0, "above"),
+        Rule("sft_24", "mean over the skills minus SFT on 24 examples", 0, "above"),
+        Rule("thinking", "thinking lost on families that need steps", 3, "at most"),
+        Rule("tool", "tool use after", 60, "level", "%"),
+    ),
+    shown=(
+        Shown("sft_240", "mean over the skills minus SFT on 240 examples"),
+        Shown("tool_gain", "gain in tool use"),
+    ),
+    refuted="A skill that was there before, a skill that did not gain, 24 examples that do as well, lost thinking, or "
+    "a tool that is not used.",
+    comparisons=(("general_rl", "fusion"), ("general_rl", "general_sft_24")),
+    allowed_differences={
+        ("general_rl", "fusion"): OWN_START,
+        ("general_rl", "general_sft_24"): {
+            "labels": "a verifier against solved examples is the thing that is tested",
+            "forms": "RL also practises tools, thinking and other flags; both arms meet the skills in the same forms",
+            "tokens": "24 examples bear few passes; their number of steps is chosen on the tuning seeds",
+            "flops": "as for the tokens: the claim is about what can be learnt, not about what it costs",
+        },
+    },
+)
+
+THINKING_BUDGET = Protocol(
+    key="thinking_budget",
+    title="The thinking budget works",
+    question="Is the budget kept, and is an answer after a thought that was stopped worth more than one without a "
+    "thought?",
+    arms=(
+        Arm("general_rl", "the finished model", "eval_final/scores/budget"),
+        Arm("fusion", "trained with thoughts that were cut and then answered", "eval_fusion/scores/budget"),
+        Arm("uncut", "control: the same fusion without cut thoughts", "eval_uncut/scores/budget"),
+    ),
+    control="Only replies that were stopped count: accuracy over all replies rises with the budget because short "
+    "thoughts finish. They are held against the same items without a thought, against chance, and against a model that "
+    "never saw a cut thought.",
+    items=f"top and find, in which part of the steps is worth something; {_EACH}, the same at every budget; one sample "
+    "at T = 0.6. For each item the budgets at which it was stopped are averaged; items never stopped do not count. "
+    "The last comparison takes items stopped in both models at the same budget.",
+    rules=(
+        Rule("over_none", "stopped replies minus the same items without a thought", 0, "above"),
+        Rule("over_chance", "stopped replies minus chance", 0, "above"),
+        Rule("over_uncut", "stopped replies of fusion minus those without cut thoughts in training", 0, "above"),
+        Rule("kept", "no reply thinks beyond its budget", 1, "exact", ""),
+    ),
+    shown=(
+        Shown("rank", "rank correlation of budget and accuracy, all replies", ""),
+        Shown("stopped_share", "replies that were stopped, budgets above 0", "%"),
+    ),
+    refuted="Stopped replies no better than no thought, than chance, or than without training for it; or one reply "
+    "over its budget.",
+    comparisons=(("fusion", "uncut"),),
+    allowed_differences={("fusion", "uncut"): {"forms": "prompts with a cut thought are the thing that is tested"}},
+)
+
+DISTILLATION = Protocol(
+    key="distillation",
+    title="Distilling beats RL on a small model",
+    question="At equal operations, does a small model learn more from a teacher's distribution on its own samples than "
+    "from RL, and than from the teacher's texts?",
+    arms=(
+        Arm("student_sft", "where all three arms start", "eval_student_sft/items/hot"),
+        Arm("student_opd", "on-policy distillation", "eval_student_opd/items/hot"),
+        Arm("student_rl", "control: RL with a verifier", "eval_student_rl/items/hot"),
+        Arm("student_more_sft", "control: more SFT on texts of the teacher", "eval_student_more_sft/items/hot"),
+    ),
+    control="RL on the same queries in the same prompt forms for the same operations, the teacher's own work counted; "
+    "and SFT on texts of the same teacher. Both are tuned over as many rates.",
+    items="Three parts, whose means are averaged: short sizes without a flag, long sizes without a flag, long sizes "
+    f"with /think. {_EACH}; eight samples an item at T = 1.",
+    rules=(
+        Rule("over_rl", "distillation minus RL, pass@1", 0, "above"),
+        Rule("over_sft", "distillation minus more SFT, pass@1", 0, "above"),
+        Rule("pass_k", "distillation minus RL, pass@8", 0, "above"),
+        Rule("operations", "operations of the three arms within 10 % of each other", 1, "exact", ""),
+    ),
+    shown=(
+        Shown("pass_k_sft", "distillation minus more SFT, pass@8"),
+        Shown("start", "distillation minus the common start, pass@1"),
+        Shown("no_flag_short", "distillation minus RL, pass@1, short sizes, no flag"),
+        Shown("no_flag_long", "distillation minus RL, pass@1, long sizes, no flag"),
+        Shown("flag_long", "distillation minus RL, pass@1, long sizes, /think"),
+    ),
+    refuted="RL or more SFT level with distillation in pass@1, or RL level with it in pass@8.",
+    comparisons=(("student_opd", "student_rl"), ("student_opd", "student_more_sft")),
+    allowed_differences={
+        ("student_opd", "student_rl"): {
+            "labels": "a teacher's distribution against a verifier is the thing that is tested",
+            "tokens": _SAMPLING,
+        },
+        ("student_opd", "student_more_sft"): {
+            "labels": "the teacher's distribution on own samples against its texts is the thing that is tested",
+            "tokens": _SAMPLING,
+        },
+    },
+)
+
+PRETRAINING = Protocol(
+    key="pretraining",
+    title="Later pre-training stages pay",
+    question="Does each later stage of pre-training add what it is for, against training on without it?",
+    arms=(
+        Arm("student_base", "stage 2: mostly reasoning", "student_base/result/tasks"),
+        Arm(
+            "student_base_general",
+            "control: stage 1 continued, same tokens, same decay",
+            "student_base_general/result/tasks",
+        ),
+        Arm("s3", "stage 3: long context, new RoPE base", "s3/result/probe"),
+        Arm("s3_old_base", "control: stage 3 with the old RoPE base", "s3_old_base/result/probe"),
+        Arm("s2", "where stage 3 starts", "s2/result/probe"),
+    ),
+    control="For stage 2 the general mixture continued with as many tokens and the same decay of the learning rate. "
+    "For stage 3 the same long training with the old RoPE base. What each costs elsewhere is judged or shown.",
+    items="Stage 2: held-out short items of all families in document format, greedy. Stage 3: windows of held-out "
+    "text, bits per byte inside the first 256 tokens and beyond them, and a probe that asks for letters from afar.",
+    rules=(
+        Rule("stage2_tasks", "stage 2 minus stage 1 continued, tasks", 0, "above"),
+        Rule("stage3_beyond", "stage 3 saves against the old base, beyond 256", 0, "above", "bits/byte"),
+        Rule("stage3_inside", "stage 3 costs against the old base, inside 256", 0.02, "at most", "bits/byte"),
+        Rule("retrieval", "retrieval, stage 3 minus stage 2", 20, "at least"),
+    ),
+    shown=(
+        Shown("stage2_text", "stage 2 costs against stage 1 continued, text inside 256", "bits/byte"),
+        Shown("retrieval_base", "retrieval, stage 3 minus the old base"),
+    ),
+    refuted="Stage 1 continued as good on tasks; the old base as good beyond 256 tokens; a cost inside them that may "
+    "be above 0.02 bits per byte; or less than 20 points in retrieval.",
+    comparisons=(("student_base", "student_base_general"), ("s3", "s3_old_base"), ("s3", "s2")),
+    allowed_differences={
+        ("student_base", "student_base_general"): {"forms": "the mixture of sources is the thing that is tested"},
+        ("s3", "s2"): OWN_START,
+    },
+)
+
+MOE_BALANCE = Protocol(
+    key="moe_balance",
+    title="Global balance lets experts specialise",
+    question="Do experts specialise more by task when balance is asked of the whole batch, not of every micro-batch?",
+    arms=(
+        Arm("moe_global", "balance loss over the whole batch"),
+        Arm("moe_micro", "control: balance loss over each micro-batch"),
+    ),
+    control="The same loss, weight and data, taken over each micro-batch of mixed documents. Only distances between "
+    "task families count; plain text is far from every task under either loss.",
+    items="Held-out documents of every task family; the distance between two families is the total variation between "
+    "their shares of experts, averaged over pairs and layers. Intervals of one run resample documents.",
+    rules=(
+        Rule("distance", "distance between task families, global minus micro-batch", 0, "above", ""),
+        Rule("dead", "no expert is dead under the global loss", 1, "exact", ""),
+    ),
+    shown=(Shown("text", "text inside the context, global minus micro-batch", "bits/byte"),),
+    refuted="A distance that is not larger under the global loss, or a dead expert.",
+    comparisons=(("moe_global", "moe_micro"),),
+)
+
+# What the finished model does first.
+PROTOCOLS = {
+    protocol.key: protocol
+    for protocol in (
+        THINKING_GAIN,
+        BOTH_MODES,
+        RL_GAIN,
+        MODE_FOLLOWING,
+        GENERAL_RL,
+        THINKING_BUDGET,
+        DISTILLATION,
+        PRETRAINING,
+        MOE_BALANCE,
+    )
+}

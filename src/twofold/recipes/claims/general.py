@@ -1,0 +1,74 @@
+"""The claim about general RL: skills that were absent before, all of them counted, against labelled examples.
+
+Not here: thresholds (``declared``), and what the skills are (``evidence.SKILLS``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twofold.eval.stats import Interval
+from twofold.recipes.claims.case import Case, Measured
+from twofold.recipes.claims.declared import GENERAL_RL
+from twofold.recipes.evidence import (
+    HARD,
+    SKILLS,
+    Facts,
+    difference,
+    lacks,
+    level,
+    mean_of,
+    rows,
+    skill_gains,
+    skill_levels,
+)
+from twofold.report.model import Claim
+
+BEFORE, AFTER = "eval_fusion/items/general", "eval_final/items/general"
+
+
+def general_rl(facts: Facts) -> Claim:
+    """General RL lifts eight skills by at least 20 points in the mean and each of them by more than 0 (paired, lower
+    ends). Before, none is more than 15 points above chance (estimate of the largest lead). It beats SFT on 24 labelled
+    examples (mean over the skills, lower end above 0), loses at most 3 points of thinking (upper end), and uses a tool
+    in at least 60 % (estimate). SFT on 240 examples is shown."""
+    case = Case(facts, GENERAL_RL)
+
+    def skills(name: str, value: Callable[[], Measured], *paths: str) -> None:
+        case.measure(name, paths, lambda: None if any(lacks(facts, path, SKILLS) for path in paths) else value())
+
+    skills("gain", lambda: mean_of(list(skill_gains(facts, AFTER, BEFORE).values())), AFTER, BEFORE)
+    skills("absent", lambda: largest_lead(facts, BEFORE), BEFORE)
+    skills("smallest", lambda: smallest_gain(skill_gains(facts, AFTER, BEFORE)), AFTER, BEFORE)
+    for count in (24, 240):
+        other = f"eval_general_sft_{count}/items/general"
+        skills(f"sft_{count}", lambda other=other: _mean_over(facts, other), AFTER, other)  # type: ignore[misc]
+    case.gain("thinking", "eval_fusion/items/think", "eval_final/items/think", HARD)
+
+    def tool() -> Interval | None:
+        return None if lacks(facts, AFTER, ("tool",)) else level(rows(facts, AFTER, ("tool",)))
+
+    case.measure("tool", (AFTER,), tool)
+    case.gain("tool_gain", AFTER, BEFORE, ("tool",))
+    return case.claim()
+
+
+def largest_lead(facts: Facts, path: str) -> Measured:
+    """How far the best skill is above what guessing gets, in points, with its name.
+
+    It has no interval: the largest of eight is no mean of items.
+    """
+    leads = {skill: found.value - SKILLS[skill][1] for skill, found in skill_levels(facts, path).items()}
+    name = max(leads, key=lambda skill: leads[skill])
+    return Interval(leads[name], float("nan"), float("nan")), name
+
+
+def smallest_gain(gains: dict[str, Interval]) -> Measured:
+    """The smallest estimate and the smallest ends over all skills: a lower end above 0 speaks for each of them."""
+    name = min(gains, key=lambda skill: gains[skill].value)
+    value, low, high = (min(getattr(gain, end) for gain in gains.values()) for end in ("value", "low", "high"))
+    return Interval(value, low, high), name
+
+
+def _mean_over(facts: Facts, other: str) -> Interval:
+    return mean_of([difference(facts, AFTER, other, (skill,), column) for skill, (column, _) in SKILLS.items()])

@@ -1,0 +1,119 @@
+"""Thinking-mode fusion, and the arms that its cost and its thinking budget are compared with.
+
+Not here: general RL, which teaches what fusion leaves untaught (``general.py``).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from twofold.base.files import read_json, read_jsonl
+from twofold.base.records import SamplingParams
+from twofold.data.tasktext import task_documents
+from twofold.llm import LLM
+from twofold.post import synth
+from twofold.post.sft import write_examples
+from twofold.post.synth import FusionMaker, Response
+from twofold.recipes.chain import StageContext
+from twofold.recipes.post import SFTConfig, families, finish, hard_families, supervise
+from twofold.recipes.saw import flops, saw, steps_for
+from twofold.tasks.base import Item, sample_items
+from twofold.tasks.families import easy_families
+from twofold.tasks.instruct import shown_tasks
+from twofold.tasks.query import FLAG_PATTERNS, flagged, user_turns
+from twofold.tasks.tools import Calc
+from twofold.text.chat import Rendered
+
+
+class FusionConfig(SFTConfig):
+    """Fusion: how many examples of each sort are made."""
+
+    think: int = 1500
+    no_think: int = 1200
+    hard_direct_share: float = 0.2  # of direct answers; they are at chance, so more of them is only noise
+    hard_switch: int = 250
+    cut_thoughts: int = 300
+    tool_use: int = 250
+    any_form: int = 250  # direct answers in whatever form: general RL can choose among forms, not invent them
+    replay: int = 200  # pre-training documents, so that what SFT does not mention is not forgotten
+
+
+class ThinkOnlyConfig(SFTConfig):
+    """The control of fusion: the same thinking responses and as many tokens, nothing else. ``steps`` is a limit."""
+
+
+def fusion(context: StageContext) -> None:
+    """Stage 3: thinking by rejection from the stage-2 model, direct answers, flags, cut thoughts, tools.
+
+    Queries of the thinking half are those of stage 1 and, as many, those of stage 2. With ``cut_thoughts`` 0 this is
+    the control of the thinking budget: as many steps, no thought that was stopped.
+    """
+    config: FusionConfig = context.config
+    policy, tasks = LLM(context.inputs["rl"]), families()
+    responses, reasons = own_responses(context, policy)
+    easy = sample_items(easy_families(), len(responses) // 3, context.seed + 33, "train")
+    responses += [Response(item, item.traces[0], item.answer) for item in easy]
+    hard_direct = round(config.hard_direct_share * config.no_think)
+    direct = sample_items(hard_families(), hard_direct, context.seed + 34, "train")
+    direct += sample_items(easy_families(), config.no_think - hard_direct, context.seed + 35, "train")
+    maker = FusionMaker(policy.renderer, tasks, responses, context.seed)
+    examples = _fusion_examples(maker, config, direct)
+    write_examples(context.out / "examples.safetensors", examples)
+    trainer = supervise(context, policy, examples, config.steps, config.batch_size, config.optim)
+    result = saw(policy, trainer, maker.forms, "own thoughts that the verifier kept, solver answers", config.tuned)
+    finish(policy, context, result | {"rejected": dict(reasons), "examples": len(examples)})
+
+
+def own_responses(context: StageContext, policy: LLM) -> tuple[list[Response], Any]:
+    """Thoughts of the stage-2 model on the queries of stages 1 and 2 that pass every filter."""
+    stage1 = [Item(**row) for row in read_jsonl(context.inputs["cold_start"] / "queries.jsonl")]
+    stage2 = [Item(**row) for row in read_jsonl(context.inputs["rl"] / "queries.jsonl")]
+    params = SamplingParams(0.6, max_tokens=128, n=2, seed=context.seed)
+    asked = [*stage1, *stage2[: len(stage1)]]
+    return synth.rejection_sample(policy.engine, policy.renderer, asked, families(), params)
+
+
+def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[Item]) -> list[Rendered]:
+    rng, calc = maker.rng, Calc()
+    on = [p for p in maker.patterns if _calls_for(p) == "think"]
+    off = [p for p in maker.patterns if _calls_for(p) == "no_think"]
+    examples: list[Rendered] = []
+    for number in range(config.think):
+        pattern = ("no flag", "/think", rng.choice(on), rng.choice(on))[number % 4]
+        examples += maker.conversation(pattern, direct)
+    for number in range(config.no_think):
+        examples += maker.conversation(rng.choice(off) if number % 3 else "/no_think", direct)
+    examples += [maker.hard_switch(rng.choice(direct)) for _ in range(config.hard_switch)]
+    anytime = [r for r in maker.responses if maker.tasks[r.item.family].step_by_step]
+    examples += [maker.cut_thought(rng.choice(anytime)) for _ in range(config.cut_thoughts)]
+    for number, item in enumerate(sample_items([calc], config.tool_use, rng.randrange(2**31), "train")):
+        examples += maker.tool_use(item, calc, thinking=number % 2 == 0)
+    shown = shown_tasks(easy_families())
+    by_name = {task.name: task for task in shown}
+    for item in sample_items(shown, config.any_form, rng.randrange(2**31), "train"):
+        examples.append(maker.direct(item, by_name[item.family]))
+    documents = task_documents(shown, config.replay, rng.randrange(2**31), 0.0, curriculum=False)
+    return examples + [maker.document(text) for text in documents]
+
+
+def _calls_for(pattern: str) -> str:
+    item = Item("", "q", "a", (), "")
+    turns = [(item, hard_families()[0])] * user_turns(pattern)
+    return flagged(turns, pattern, random.Random(0)).mode
+
+
+def think_only(context: StageContext) -> None:
+    """Control of fusion's cost: thinking responses alone, for as many tokens as fusion trained on."""
+    config: ThinkOnlyConfig = context.config
+    policy, tasks = LLM(context.inputs["rl"]), families()
+    responses, reasons = own_responses(context, policy)
+    maker = FusionMaker(policy.renderer, tasks, responses, context.seed)
+    patterns = [p for p in maker.patterns if _calls_for(p) == "think" and len(FLAG_PATTERNS[p]) == 1]
+    examples = [view for number in range(len(responses)) for view in maker.conversation(patterns[number % 2], [])]
+    budget = flops(policy, read_json(context.inputs["fusion"] / "result.json")["tokens"])
+    steps = steps_for(policy, budget, examples, config.batch_size)
+    trainer = supervise(context, policy, examples, steps, config.batch_size, config.optim)
+    result = saw(policy, trainer, maker.forms, "own thoughts that the verifier kept", config.tuned)
+    finish(policy, context, result | {"rejected": dict(reasons), "examples": len(examples)})

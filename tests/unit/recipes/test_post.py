@@ -1,0 +1,44 @@
+"""Queries and candidates of post-training up to reasoning RL; the stages themselves run in tests/e2e."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from twofold.base.split import held_out
+from twofold.post.synth import reject_reason
+from twofold.recipes.post import ColdStartConfig, _candidates, families, hard_families, long_queries
+from twofold.tasks.base import Task, sample_items
+from twofold.tasks.families import REACHES, default_families
+from twofold.train.loop import OptimConfig
+
+CONFIG = ColdStartConfig(optim=OptimConfig(muon_lr=0.0), steps=1, bad_share=1.0)
+
+
+def test_families() -> None:
+    assert list(families().values()) == default_families()
+    assert [task.name for task in hard_families()] == ["sum", "swap", "sub", "roll", "top", "find"]
+
+
+def test_rl_asks_for_long_sizes_alone() -> None:
+    queries = long_queries(40, 22)
+    assert Counter(query.kind for query in queries) == {"sub": 40, "roll": 40}
+    for query in queries:
+        low, high = REACHES["long"][query.kind]
+        assert low <= query.item.meta["n"] <= high and not held_out(query.item.key)
+        assert query.form == "no flag" and query.mode == "think"
+        assert query.task.verify(query.item, query.item.answer) == 1.0
+
+
+@pytest.mark.parametrize("task", hard_families(), ids=lambda task: task.name)
+def test_spoiled_candidates_fall_to_a_filter(task: Task) -> None:
+    """The good ones come first and pass; the last one is wrong on purpose, in its steps and in its answer."""
+    rng = random.Random(0)
+    for item in sample_items([task], 60, 1, "train"):
+        *good, bad = _candidates(item, CONFIG, rng)
+        assert [response.reasoning for response in good] == list(item.traces[: CONFIG.traces_per_query])
+        assert all(reject_reason(response, task) is None for response in good)
+        assert bad.reasoning not in item.traces
+        assert reject_reason(bad, task) is not None, (item.prompt, bad.reasoning, bad.answer)
