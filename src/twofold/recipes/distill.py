@@ -24,7 +24,7 @@ from twofold.recipes.pretrain import run_training
 from twofold.recipes.saw import flops, forms_of, saw, step_tokens, steps_for
 from twofold.tasks.base import sample_items
 from twofold.tasks.families import growing_families
-from twofold.tasks.query import Query, single
+from twofold.tasks.query import Mode, Query, single
 from twofold.text.chat import Rendered, Renderer
 from twofold.train.loop import OptimConfig
 from twofold.train.objectives import TokenKL
@@ -67,10 +67,12 @@ def both_modes(count: int, think_share: float, seed: int) -> list[Query]:
 
 def thinking_queries(count: int, seed: int) -> list[Query]:
     """Step-by-step items, half of them at long sizes, with ``/think`` or without a flag in equal shares."""
-    tasks = families()
+    rng, tasks = random.Random(f"forms:{seed}"), families()
     items = sample_items(hard_families(), count // 2, seed, "train")
     items += sample_items(growing_families("long"), count - count // 2, seed + 2, "train")
-    return [single(item, tasks[item.family], ("think", None)[number % 2]) for number, item in enumerate(items)]
+    flags: list[Mode | None] = [("think", None)[number % 2] for number in range(count)]
+    rng.shuffle(flags)  # the form says nothing of the family
+    return [single(item, tasks[item.family], flag) for item, flag in zip(items, flags, strict=True)]
 
 
 def off_policy(context: StageContext) -> None:

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from twofold.base.config import Config
 from twofold.base.files import read_json, read_jsonl
 from twofold.base.records import SamplingParams
 from twofold.data.tasktext import task_documents
@@ -25,6 +26,7 @@ from twofold.tasks.instruct import shown_tasks
 from twofold.tasks.query import FLAG_PATTERNS, flagged, user_turns
 from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered
+from twofold.train.loop import OptimConfig
 
 
 class FusionConfig(SFTConfig):
@@ -40,8 +42,12 @@ class FusionConfig(SFTConfig):
     replay: int = 200  # pre-training documents, so that what SFT does not mention is not forgotten
 
 
-class ThinkOnlyConfig(SFTConfig):
-    """The control of fusion: the same thinking responses and as many tokens, nothing else. ``steps`` is a limit."""
+class ThinkOnlyConfig(Config):
+    """The control of fusion: the same thinking responses and as many tokens, nothing else."""
+
+    optim: OptimConfig
+    batch_size: int = 32
+    tuned: tuple[float, ...] = ()
 
 
 def fusion(context: StageContext) -> None:

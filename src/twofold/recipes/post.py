@@ -154,8 +154,7 @@ def cold_start(context: StageContext) -> None:
 def _candidates(item: Item, config: ColdStartConfig, rng: random.Random) -> list[Response]:
     out = [Response(item, trace, item.answer) for trace in item.traces[: config.traces_per_query]]
     if rng.random() < config.bad_share:
-        wrong = str((int(item.answer) + 1) % 10) if item.answer.isdigit() else item.answer[::-1]
-        out.append(Response(item, corrupt(item.traces[0], rng), wrong))
+        out.append(Response(item, corrupt(item.traces[0], rng), corrupt(item.answer, rng)))
     return out
 
 

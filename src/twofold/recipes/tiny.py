@@ -168,7 +168,7 @@ class PostControls(Config):
     direct: SFTConfig = SFTConfig(optim=_sft(0.01, 3e-3), steps=250)
     more_sft: MoreSFTConfig = MoreSFTConfig(optim=_sft(0.005, 1.5e-3))
     rejection: RejectionConfig = RejectionConfig(optim=_sft(0.005, 1.5e-3))
-    think_only: ThinkOnlyConfig = ThinkOnlyConfig(optim=_sft(0.005, 1.5e-3), steps=0)
+    think_only: ThinkOnlyConfig = ThinkOnlyConfig(optim=_sft(0.005, 1.5e-3))
     general_sft_24: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.003, 1e-3), steps=60)
     general_sft_240: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.003, 1e-3), steps=60, labelled=240)
 

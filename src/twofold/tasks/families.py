@@ -271,12 +271,16 @@ class Direct(_OneAnswer):
         n = draw_size(rng, self.low, self.high, level)
         pairs = _lettered_digits(rng, n)
         prompt = f"{self.name}: {_shown(pairs)}"
-        choose = {"max": max, "min": min, "last": lambda _, digit: digit}[self.name]
         so_far, steps = pairs[0][1], []
         for letter, digit in pairs:
-            so_far = choose(so_far, digit)
+            so_far = self._better(so_far, digit)
             steps.append(f" {letter}{digit}={so_far}")
         return Item(self.name, prompt, str(so_far), ("".join(steps),), canonical_key(prompt), {"n": n})
+
+    def _better(self, so_far: int, digit: int) -> int:
+        if self.name == "last":
+            return digit
+        return max(so_far, digit) if self.name == "max" else min(so_far, digit)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Each comes in two sorts. With the cue ``any`` every form is right, so training text shows which forms there are, in
 equal shares, and nothing of how one is asked for. With a cue that names a form only that one is right; those cues are
-posed to general RL alone, which therefore starts at chance: 1 in 5 styles, 1 in 6 orders of three letters.
+posed to general RL alone, which therefore starts at chance: 1 in 5 styles, 1 in 24 orders of four letters.
 
 The split key of a styled item is the base item's, so a held-out item is held out under every instruction. Not here:
 mode switches (/think, /no_think), judged quality. No torch.
@@ -28,7 +28,7 @@ STYLES: dict[str, str] = {
     "thrice": "{0} {0} {0}",
 }
 ORDERS = ("front", "back")  # as they stand, and from the last to the first
-ORDERED = 3  # letters
+ORDERED = 4  # letters
 
 
 def with_style(item: Item, cue: str, rng: random.Random) -> Item:
@@ -95,7 +95,7 @@ class Styled:
 
 @dataclass(frozen=True)
 class Order:
-    """``order E B I: back`` -> ``I B E``; ``front`` keeps the order, ``any`` accepts every order."""
+    """``order E B I F: back`` -> ``F I B E``; ``front`` keeps the order, ``any`` accepts every order."""
 
     cue: str = ANY
     version: int = 1
@@ -108,7 +108,7 @@ class Order:
         return f"order {self.cue}"
 
     def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw three letters.
+        """Draw four letters.
 
         Raises:
             InputError: unknown cue.

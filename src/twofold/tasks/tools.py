@@ -88,9 +88,10 @@ class Calc:
         top = draw_size(rng, min(self.low + 29, self.high), self.high, level)
         pairs = ((rng.randint(self.low, top), rng.randint(self.low, top)) for _ in range(_MAX_DRAWS))
         distinct = (pair for pair in pairs if _digits_differ(*pair))
-        a, b = next(distinct, (0, 0))
-        if not a:
+        pair = next(distinct, None)
+        if pair is None:
             raise InputError(f"no product without a repeated digit between {self.low} and {self.high}; widen the range")
+        a, b = pair
         expression = f"{a}*{b}"
         key = f"calc {min(a, b)}*{max(a, b)}"  # the order of the factors is no new item
         meta = {"expression": expression}

@@ -23,9 +23,9 @@ def test_arms_think_about_short_and_long_items_in_two_forms(seed: int) -> None:
     assert reach == {"short": 50, "long": 150}  # besides 100 of families that come in one reach
     assert not any(held_out(query.item.key) for query in queries)
     assert all(query.task.verify(query.item, query.item.answer) == 1.0 for query in queries)
-    for flag in ("no flag", "/think"):
-        families = Counter(query.kind for query in queries if query.form == flag)
-        assert max(families.values()) < 2.5 * min(families.values()) + 20, (flag, families)
+    flagged = Counter(query.kind for query in queries if query.form == "/think")
+    for family, count in Counter(query.kind for query in queries).items():
+        assert 0.3 * count < flagged[family] < 0.7 * count, (family, flagged)  # the form says nothing of the family
 
 
 def test_the_off_policy_phase_has_both_modes() -> None:

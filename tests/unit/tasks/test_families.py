@@ -103,7 +103,7 @@ def check_roll(prompt: str, trace: str) -> str | None:
     cups, shown = head.split(), []
     for turn in turns.split():
         a, b, c = cups
-        cups = {"L": [b, c, a], "R": [c, a, b], "X": [c, b, a]}[turn[1]]
+        cups = {"L": [b, c, a], "R": [c, a, b], "X": [c, b, a], "P": [b, a, c], "Q": [a, c, b]}[turn[1]]
         shown += [turn, *cups]
     return " ".join(cups) if trace == " " + " ".join(shown) else None
 
@@ -286,7 +286,7 @@ PATTERNS = {
     "let": r"let mod 10: ([A-J]=( [A-J]\d|\d)(, )?){2,10} find [A-J]",
     "swap": r"swap [A-J] [A-J] [A-J]: a(12|13|23)( [b-j](12|13|23)){1,9}",
     "sub": r"sub mod 10: [A-J]\d( [A-J]\d){2,9}",
-    "roll": r"roll [A-J] [A-J] [A-J]: a[LRX]( [b-i][LRX]){2,8}",
+    "roll": r"roll [A-J] [A-J] [A-J]: a[LRXPQ]( [b-i][LRXPQ]){2,8}",
     "top": r"top: [A-J]\d\d( [A-J]\d\d){3,5}",
     "find": r"find \d: [A-J]\d\d( [A-J]\d\d){3,5}",
     "max": r"max: [A-J]\d( [A-J]\d){2,7}",

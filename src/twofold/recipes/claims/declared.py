@@ -17,8 +17,8 @@ _SAMPLING = (
     "samples a lot handles more tokens"
 )
 _EACH = f"{ITEMS_PER_FAMILY} items a family"
-_HARD = "the families that need steps (sum, let, swap, top, find)"
-_LONG = "sum, let and swap at the long sizes, for which no training text of any stage shows a trace"
+_HARD = "the families that need steps (sum, swap, sub, roll, top, find)"
+_LONG = "sub and roll at the long sizes, for which no training text of any stage shows a trace"
 
 THINKING_GAIN = Protocol(
     key="thinking_gain",
@@ -163,7 +163,7 @@ GENERAL_RL = Protocol(
     ),
     control="SFT on 24 labelled examples of the same skills, with replay: the cheap way to teach a format. All eight "
     "skills count, the worst too, and a condition asks that none was there before.",
-    items="Eight skills: five styles of an answer (chance 1 in 5), two orders of three letters (chance 1 in 6), and "
+    items="Eight skills: five styles of an answer (chance 1 in 5), two orders of four letters (chance 1 in 24), and "
     f"/no_think in the system turn (chance 0, counted by the mode). {PER_SKILL} items of each, and of tool use, the "
     "same before and after; one sample at T = 0.6.",
     rules=(
