@@ -72,7 +72,7 @@ def build() -> Chain:
         Stage("data", "data", data, (), build_data),
         Stage("s1", "pre-training", s1, ("data",), pretrain),
         Stage("general_rl", "RL", rl, ("s1",), small_rl),
-        Stage("student_sft", "another start", s1.model_copy(update={"tokens": 9_000}), ("data",), pretrain),
+        Stage("student_sft", "another start", s1.model_copy(update={"tokens": 20_000}), ("data",), pretrain),
         Stage("student_rl", "what distillation may cost", longer, ("student_sft",), small_rl),
         Stage("opd", "distillation", opd, ("student_sft", "general_rl", "student_rl"), on_policy),
     ]

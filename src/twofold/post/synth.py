@@ -25,7 +25,7 @@ from twofold.tasks.tools import ToolTask
 from twofold.text.chat import Rendered, Renderer
 
 _MIN_STEPS = 2  # fewer "=" or moves than this is guessing
-_ALLOWED = re.compile(r"[ A-Ja-pLRXPQ0-9+=,;-]*")
+_ALLOWED = re.compile(r"[ A-Ja-t0-9+=,;-]*")
 
 
 @dataclass(frozen=True)

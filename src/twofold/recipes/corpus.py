@@ -25,6 +25,7 @@ from twofold.tasks.families import (
     LETTERS,
     Find,
     Pick,
+    Run,
     Swap,
     default_families,
     easy_families,
@@ -105,10 +106,10 @@ def _text_documents(seed: int) -> tuple[list[corpus.Document], list[corpus.Docum
 
 
 def _task_texts(count: int, seed: int, config: DataConfig, curriculum: bool) -> Iterable[str]:
-    """Step-by-step items of the short reach mostly with their steps, easy ones mostly without, and some whose reply may
+    """Step-by-step items (of the pure reach) mostly with their steps, easy ones mostly without, and some whose reply may
     have any form."""
     hard = [task for task in default_families() if task.step_by_step]
-    hard += [Swap(), Find()]  # twice as often as the others: they are learnt last
+    hard += [Swap(), Run(), Find()]  # twice as often as the others: they are learnt last
     easy = easy_families()
     lookup: list[Task] = [Pick()]
     shown = shown_tasks(easy)

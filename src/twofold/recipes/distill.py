@@ -23,7 +23,7 @@ from twofold.recipes.post import SFTConfig, families, finish, hard_families, sup
 from twofold.recipes.pretrain import run_training
 from twofold.recipes.saw import flops, forms_of, saw, step_tokens, steps_for
 from twofold.tasks.base import sample_items
-from twofold.tasks.families import growing_families
+from twofold.tasks.families import signed_families
 from twofold.tasks.query import Mode, Query, single
 from twofold.text.chat import Rendered, Renderer
 from twofold.train.loop import OptimConfig
@@ -57,7 +57,7 @@ QUERIES = 3000  # of every arm after the off-policy phase
 
 
 def both_modes(count: int, think_share: float, seed: int) -> list[Query]:
-    """Step-by-step items of short and long sizes to be thought about, and any short item to be answered directly."""
+    """Step-by-step items to be thought about, and any item to be answered directly."""
     rng, tasks = random.Random(f"distill:{seed}"), families()
     thinking = round(count * think_share)
     direct = sample_items(list(tasks.values()), count - thinking, seed + 1, "train")
@@ -66,10 +66,10 @@ def both_modes(count: int, think_share: float, seed: int) -> list[Query]:
 
 
 def thinking_queries(count: int, seed: int) -> list[Query]:
-    """Step-by-step items, half of them at long sizes, with ``/think`` or without a flag in equal shares."""
+    """Step-by-step items, half of them with mixed signs, with ``/think`` or without a flag in equal shares."""
     rng, tasks = random.Random(f"forms:{seed}"), families()
     items = sample_items(hard_families(), count // 2, seed, "train")
-    items += sample_items(growing_families("long"), count - count // 2, seed + 2, "train")
+    items += sample_items(signed_families("mixed"), count - count // 2, seed + 2, "train")
     flags: list[Mode | None] = [("think", None)[number % 2] for number in range(count)]
     rng.shuffle(flags)  # the form says nothing of the family
     return [single(item, tasks[item.family], flag) for item, flag in zip(items, flags, strict=True)]

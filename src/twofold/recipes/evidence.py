@@ -16,7 +16,7 @@ from twofold.base.records import InputError
 from twofold.eval.stats import Interval, mean_interval, paired_difference, pass_at_k, pass_at_k_interval, wilson
 from twofold.recipes.artefacts import ChainError, read_manifest
 from twofold.report.text import interval, number
-from twofold.tasks.families import default_families, easy_families, growing_families
+from twofold.tasks.families import default_families, easy_families, signed_families
 from twofold.tasks.instruct import ORDERED, ORDERS, STYLES
 from twofold.tasks.query import HELD_OUT_PATTERNS, MODE_KIND, TAUGHT_PATTERNS
 
@@ -25,7 +25,7 @@ Rows = list[list[float]]
 
 HARD = tuple(task.name for task in default_families() if task.step_by_step)
 EASY = tuple(task.name for task in easy_families())
-GROWING = tuple(task.name for task in growing_families("short"))
+SIGNED = tuple(task.name for task in signed_families("mixed"))
 TAUGHT_KINDS = tuple(MODE_KIND + name for name in TAUGHT_PATTERNS)
 HELD_OUT_KINDS = tuple(MODE_KIND + name for name in HELD_OUT_PATTERNS)
 SWITCH_KIND = MODE_KIND + "hard switch"

@@ -22,11 +22,11 @@ from twofold.recipes.general import general_queries, mode_queries
 from twofold.recipes.post import families, hard_families
 from twofold.recipes.pretrain import items_seed
 from twofold.tasks.base import Task, sample_items
-from twofold.tasks.families import Reach, anytime_families, growing_families
+from twofold.tasks.families import Reach, anytime_families, signed_families
 from twofold.tasks.query import FLAG_PATTERNS, MODE_KIND, Mode, Query, single
 
 THINK = SamplingParams(temperature=0.6, max_tokens=160)
-Part = Literal["think", "direct", "no_think", "hot", "long", "flag", "beyond", "modes", "general", "budget"]
+Part = Literal["think", "direct", "no_think", "hot", "mixed", "flag", "beyond", "modes", "general", "budget"]
 
 
 class MeasureConfig(Config):
@@ -58,7 +58,7 @@ def measure_checkpoint(context: StageContext) -> None:
             results |= battery.measure(part)
         context.progress.update(number)
     scores: dict[str, Any] = {name: result.summary() for name, result in results.items()}
-    for name in ("hot", "long_hot", "long_flag"):
+    for name in ("hot", "mixed_hot", "mixed_flag"):
         if name in results:
             scores[name]["pass_at_k"] = results[name].pass_at(config.pass_k)
     write_json(context.out / "scores.json", scores | {"budget": budget})
@@ -89,17 +89,17 @@ class Battery:
         if part == "hot":
             hard = {task.name for task in hard_families()}
             return {"hot": self._run([query for query in self._short() if query.item.family in hard], self.hot)}
-        if part == "long":
-            queries = self._growing("long")
+        if part == "mixed":
+            queries = self._signed("mixed")
             return {
-                "long": self._run(queries, several, "long"),
-                "long_greedy": self._run(queries, replace(params, temperature=0.0)),
-                "long_hot": self._run(queries, self.hot),
+                "mixed": self._run(queries, several, "mixed"),
+                "mixed_greedy": self._run(queries, replace(params, temperature=0.0)),
+                "mixed_hot": self._run(queries, self.hot),
             }
         if part == "flag":
-            return {"long_flag": self._run(self._growing("long", "think"), self.hot)}
+            return {"mixed_flag": self._run(self._signed("mixed", "think"), self.hot)}
         if part == "beyond":
-            return {"beyond": self._run(self._growing("beyond"), several, "longer than trained")}
+            return {"beyond": self._run(self._signed("beyond"), several, "longer than trained")}
         if part == "modes":
             return {"modes": self._run(self._modes(), params, "flags")}
         return {"general": self._run(self._general(), params, "general")}
@@ -114,8 +114,8 @@ class Battery:
     def _short(self, flag: Mode | None = None, hard_switch: bool = False) -> list[Query]:
         return self._asked(list(families().values()), flag, hard_switch)
 
-    def _growing(self, reach: Reach, flag: Mode | None = None) -> list[Query]:
-        return self._asked(growing_families(reach), flag)
+    def _signed(self, reach: Reach, flag: Mode | None = None) -> list[Query]:
+        return self._asked(signed_families(reach), flag)
 
     def _asked(self, tasks: Sequence[Task], flag: Mode | None = None, hard_switch: bool = False) -> list[Query]:
         by_name = {task.name: task for task in tasks}

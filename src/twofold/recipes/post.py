@@ -28,7 +28,7 @@ from twofold.recipes.chain import StageContext
 from twofold.recipes.pretrain import run_training, save_model
 from twofold.recipes.saw import flops, forms_of, saw, steps_for
 from twofold.tasks.base import Item, Task, sample_items
-from twofold.tasks.families import corrupt, default_families, growing_families
+from twofold.tasks.families import corrupt, default_families, signed_families
 from twofold.tasks.query import Query, single
 from twofold.text.chat import Rendered, Renderer
 from twofold.train.loop import OptimConfig, Trainer
@@ -79,7 +79,7 @@ class RejectionConfig(Config):
 
 
 class MoreSFTConfig(Config):
-    """More SFT on solver traces of fresh short items, at the cost of the RL run."""
+    """More SFT on solver traces of fresh items, at the cost of the RL run."""
 
     optim: OptimConfig
     batch_size: int = 32
@@ -88,12 +88,12 @@ class MoreSFTConfig(Config):
 
 
 def families() -> dict[str, Task]:
-    """The own task families by name, at the sizes that training text shows."""
+    """The own task families by name, as training text shows them."""
     return {task.name: task for task in default_families()}
 
 
 def hard_families() -> list[Task]:
-    """Families that need steps, at the sizes that training text shows."""
+    """Families that need steps, as training text shows them."""
     return [task for task in default_families() if task.step_by_step]
 
 
@@ -101,9 +101,8 @@ def hard_families() -> list[Task]:
 ABOUT = {
     "can": [
         "sum mod 10: E1 B5 I6",
-        "sub mod 10: E1 B5 I6 A2",
         "swap I G E: a12 b23 c13",
-        "roll I G E: aL bX cR",
+        "run mod 10: E1 k5 I6",
         "top: E15 B52 I60 C38",
         "max: E1 B5 I6 /no_think",
     ],
@@ -128,7 +127,7 @@ def supervise(
 
 
 def cold_start(context: StageContext) -> None:
-    """Stage 1: long-CoT cold start on filtered solver traces of short items; deliberately short."""
+    """Stage 1: long-CoT cold start on filtered solver traces; deliberately short."""
     config: ColdStartConfig = context.config
     start = context.inputs["s3"]
     policy, tasks = LLM(start), families()
@@ -177,11 +176,11 @@ def direct_control(context: StageContext) -> None:
 
 
 def reasoning_rl(context: StageContext) -> None:
-    """Stage 2: GRPO with rule verifiers on long queries, of which no training text shows the steps."""
+    """Stage 2: GRPO with rule verifiers on mixed queries, of which no training text shows the steps."""
     config: RLStageConfig = context.config
     start = context.inputs["cold_start"]
     policy = LLM(start, exact=True)
-    pool = long_queries(config.pool_per_family, context.seed + 22)
+    pool = mixed_queries(config.pool_per_family, context.seed + 22)
     params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
     queries, rates = synth.learnable(policy.engine, policy.renderer, pool, params, *config.pass_rate)
     write_jsonl(context.out / "queries.jsonl", [asdict(query.item) for query in queries])
@@ -190,9 +189,9 @@ def reasoning_rl(context: StageContext) -> None:
     finish(policy, context, result)
 
 
-def long_queries(per_family: int, seed: int) -> list[Query]:
-    """Thinking queries without a flag, at the sizes that have no traces anywhere."""
-    tasks = {task.name: task for task in growing_families("long")}
+def mixed_queries(per_family: int, seed: int) -> list[Query]:
+    """Thinking queries without a flag, with mixed signs: there are no traces of them anywhere."""
+    tasks = {task.name: task for task in signed_families("mixed")}
     items = sample_items(list(tasks.values()), per_family * len(tasks), seed, "train")
     return [single(item, tasks[item.family]) for item in items]
 
@@ -250,7 +249,7 @@ def as_example(trajectory: Trajectory) -> Rendered:
 
 
 def more_sft_control(context: StageContext) -> None:
-    """Opponent of RL: more SFT on the traces there are (fresh short items), same start, same operations."""
+    """Opponent of RL: more SFT on the traces there are (fresh items), same start, same operations."""
     config: MoreSFTConfig = context.config
     policy = LLM(context.inputs["cold_start"])
     budget = read_json(context.inputs["rl"] / "result.json")["flops"]

@@ -101,7 +101,7 @@ def checkpoints_section(facts: Facts) -> Section | None:
     for name in found:
         think = facts[name]["items"]["think"]
         tokens = [t for row in rows(facts, f"{name}/items/think", HARD, "thinking_tokens") for t in row]
-        parts = (("think", HARD), ("direct", HARD), ("no_think", EASY), ("long", None), ("beyond", None))
+        parts = (("think", HARD), ("direct", HARD), ("no_think", EASY), ("mixed", None), ("beyond", None))
         table.append(
             [
                 CHECKPOINTS[name],
@@ -117,7 +117,7 @@ def checkpoints_section(facts: Facts) -> Section | None:
         f"checkpoint of this run, at T = 0.6. The checkpoint “{CHECKPOINTS[last]}” solves {number(best.value, '%')} of "
         "them thinking. Long sizes have no traces in any training text, and sizes beyond them are never trained."
     )
-    columns = ["checkpoint", "thinking, %", "hard switch, %", "easy families, /no_think, %", "long sizes, %"]
+    columns = ["checkpoint", "thinking, %", "hard switch, %", "easy families, /no_think, %", "mixed signs, %"]
     columns += ["beyond training, %", "thinking tokens", "cut off, %"]
     return Section(title="Checkpoints", text=text, tables=[Table(title="", columns=columns, rows=table)])
 
@@ -262,7 +262,7 @@ def distillation_section(facts: Facts) -> Section | None:
         "teacher's distribution. RL and more texts of the teacher, on the same student for the same operations, are "
         f"the comparison. Pass@1, mean of the three parts, is {said}."
     )
-    columns = ["arm", "pass@1, %", f"pass@{k}, %", "short, no flag, %", "long, no flag, %", "long, /think, %"]
+    columns = ["arm", "pass@1, %", f"pass@{k}, %", "as shown in text, %", "mixed, no flag, %", "mixed, /think, %"]
     columns += ["time", "trained tokens", "generated", "TFLOP"]
     plot = Plot(
         title="Student at T = 1",

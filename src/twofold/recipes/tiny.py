@@ -73,7 +73,7 @@ def _s1(shape: ModelShape, tokens: int = 1_200_000, copying: int = 300_000) -> P
     )
 
 
-def _s2(shape: ModelShape, tokens: int = 3_300_000, text: float = 0.2) -> PretrainConfig:
+def _s2(shape: ModelShape, tokens: int = 3_600_000, text: float = 0.2) -> PretrainConfig:
     return PretrainConfig(
         shape=shape,
         optim=OptimConfig(warmup=0, decay="linear", start=1.0, end=0.15),
@@ -222,8 +222,8 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
 def main_stages(config: TinyConfig) -> list[Stage]:
     """From raw text to the finished model, each checkpoint measured."""
     full = config.measure
-    cold, rl = measured(full, *CORE, "long"), measured(full, *CORE, "long")
-    fused = measured(full, *CORE, "long", "modes", "general", "budget")
+    cold, rl = measured(full, *CORE, "mixed"), measured(full, *CORE, "mixed")
+    fused = measured(full, *CORE, "mixed", "modes", "general", "budget")
     return [
         Stage("data", "Text and tasks: clean, split, tokenise", config.data, (), build_data, version=2),
         Stage("s1", "Pre-training 1: general", config.s1, ("data",), pretrain),
@@ -249,11 +249,11 @@ def post_controls(config: TinyFullConfig) -> list[Stage]:
     arms = [
         ("direct", "Control: direct answers only", post.direct, ("s3", "cold_start"), direct_control, CORE),
         ("rl_more_sft", "Control: more SFT on traces", post.more_sft, ("cold_start", "rl"), more_sft_control,
-         ("think", "long", "beyond")),
+         ("think", "mixed", "beyond")),
         ("rl_rejection", "Control: SFT on own right samples", post.rejection, ("cold_start", "rl"), rejection_control,
-         ("think", "long", "beyond")),
+         ("think", "mixed", "beyond")),
         ("think_only", "Control: thinking alone", post.think_only, ("rl", "cold_start", "fusion"), think_only,
-         ("think", "long")),
+         ("think", "mixed")),
         ("uncut", "Control: fusion without cut thoughts", uncut, ("rl", "cold_start"), fusion, ("budget",)),
         ("general_sft_24", "Control: 24 solved examples", post.general_sft_24, ("fusion",), general_sft,
          ("think", "general")),
@@ -270,7 +270,7 @@ def post_controls(config: TinyFullConfig) -> list[Stage]:
 def student_stages(config: TinyFullConfig) -> list[Stage]:
     """The smaller model: two bases, and three arms of equal operations on one of them."""
     student = config.student
-    battery = measured(config.measure, "think", "hot", "long", "flag", "beyond")
+    battery = measured(config.measure, "think", "hot", "mixed", "flag", "beyond")
     general = student.s2.model_copy(update={"mixture": student.s1.mixture, "ordered": student.s1.ordered[1:]})
     arms = [
         ("student_sft", "Distillation 1: off-policy", student.off_policy, ("student_base", "general_rl"), off_policy),

@@ -1,12 +1,13 @@
 """Own task families, small enough for a model of a few hundred thousand parameters.
 
-``sum``, ``sub``, ``swap`` and ``roll`` need all their steps; in ``top`` and ``find`` part of them is worth something;
-``max``, ``min`` and ``last`` can be answered directly; ``pick``, a single look-up, is practice for the others; ``let``
-and ``hop`` are extras. Every trace does one primitive per token with its operands close by and looks things up by
-unique letters; letters A to J always keep the spaced form (" A"), because another spelling is another token.
+``sum``, ``swap`` and ``run`` need all their steps; in ``top`` and ``find`` part of them is worth something; ``max``,
+``min`` and ``last`` can be answered directly; ``pick``, a single look-up, is practice for the others; ``let`` and
+``hop`` are extras. Every trace does one primitive per token with its operands close by and looks things up by unique
+letters; letters always keep the spaced form (" A"), because another spelling is another token.
 
-``sub`` and ``roll`` come in three reaches: "short" sizes are shown with their steps in training text, "long" ones are
-posed to RL without any, "beyond" ones are for measurement alone.
+``run`` and ``top`` come in three reaches. "pure" items, in which every step adds or every step takes away, are shown
+with their steps in training text. "mixed" ones, in which both occur, are posed to RL without any steps: the parts are
+known, their combination is not. "beyond" ones are mixed and longer, for measurement alone.
 Not here: wrong answers by a model, chat templates, difficulty estimates. Imports no torch.
 """
 
@@ -19,9 +20,10 @@ from typing import Literal
 from twofold.base.records import InputError
 from twofold.tasks.base import Item, Task, canonical_key, draw_size, exact_match
 
-Reach = Literal["short", "long", "beyond"]
+Reach = Literal["pure", "mixed", "beyond"]
 
 LETTERS = "ABCDEFGHIJ"
+MINUS_LETTERS = "klmnopqrst"
 LICENCE = "CC0-1.0"
 _LABELS = "abcdefghijklmnop"
 
@@ -62,39 +64,63 @@ class SumMod(_OneAnswer):
         n = draw_size(rng, self.low, self.high, level)
         pairs = _lettered_digits(rng, n)
         prompt = "sum mod 10: " + _shown(pairs)
-        forward, total = _running(pairs, 1)
-        backward, _ = _running(pairs[::-1], 1)
+        forward, total = _running_sum(pairs)
+        backward, _ = _running_sum(pairs[::-1])
         traces = _different(forward, backward)
         return Item(self.name, prompt, str(total), traces, canonical_key(prompt), {"n": n})
 
 
-def _running(pairs: list[tuple[str, int]], sign: Literal[1, -1]) -> tuple[str, int]:
+def _running_sum(pairs: list[tuple[str, int]]) -> tuple[str, int]:
     total, steps = 0, []
     for letter, digit in pairs:
-        following = (total + sign * digit) % 10
-        steps.append(f" {letter}{total}{'+' if sign > 0 else '-'}{digit}={following}")
+        following = (total + digit) % 10
+        steps.append(f" {letter}{total}+{digit}={following}")
         total = following
     return "".join(steps), total
 
 
 @dataclass(frozen=True)
-class SubtractMod(_OneAnswer):
-    """``sub mod 10: E1 B5 I6`` -> ``8``: from 0 every digit is taken away; trace `` E0-1=9 B9-5=4 I4-6=8``."""
+class Run(_OneAnswer):
+    """``run mod 10: E1 k5 I6`` -> ``2``: capitals add their digit, small letters take it away.
 
+    Trace `` E0+1=1 k1-5=6 I6+6=2``. reach "pure": all signs are one; "mixed": both occur.
+    """
+
+    reach: Reach = "pure"
     low: int = 3
-    high: int = 5
-    name: str = "sub"
+    high: int = 6
+    name: str = "run"
     version: int = 1
     step_by_step: bool = True
     licence: str = LICENCE
 
     def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw ``low``..``high`` lettered digits to be taken away modulo 10."""
+        """Draw ``low``..``high`` lettered digits with their signs."""
         n = draw_size(rng, self.low, self.high, level)
-        pairs = _lettered_digits(rng, n)
-        prompt = "sub mod 10: " + _shown(pairs)
-        trace, total = _running(pairs, -1)
-        return Item(self.name, prompt, str(total), (trace,), canonical_key(prompt), {"n": n})
+        entries = [(letter, rng.randrange(10)) for letter in _signed_letters(rng, n, self.reach)]
+        total, steps = 0, []
+        for letter, digit in entries:
+            following = _signed(letter, total, digit)
+            steps.append(f" {letter}{total}{_sign(letter)}{digit}={following}")
+            total = following
+        key = "run " + "".join(f"{_sign(letter)}{digit}" for letter, digit in entries)
+        return Item(self.name, "run mod 10: " + _shown(entries), str(total), ("".join(steps),), key, {"n": n})
+
+
+def _signed_letters(rng: random.Random, n: int, reach: Reach) -> list[str]:
+    """Distinct letters: capitals A-J add, small letters k-t take away."""
+    pure = reach == "pure"
+    plus = rng.choice((0, n)) if pure else rng.randint(1, n - 1)
+    letters = rng.sample(LETTERS, plus) + rng.sample(MINUS_LETTERS, n - plus)
+    return rng.sample(letters, n)
+
+
+def _sign(letter: str) -> str:
+    return "+" if letter in LETTERS else "-"
+
+
+def _signed(letter: str, value: int, digit: int) -> int:
+    return (value + digit if letter in LETTERS else value - digit) % 10
 
 
 @dataclass(frozen=True)
@@ -165,43 +191,17 @@ class Swap(_OneAnswer):
         return Item(self.name, prompt, " ".join(cups), traces, canonical_key(prompt), {"n": n})
 
 
-# Which of three cups comes to each place: all left, all right, reversed, the first two or the last two exchanged.
-_TURNS = {"L": (1, 2, 0), "R": (2, 0, 1), "X": (2, 1, 0), "P": (1, 0, 2), "Q": (0, 2, 1)}
-
-
-@dataclass(frozen=True)
-class Roll(_OneAnswer):
-    """``roll I G E: aL bX`` -> ``I E G``; trace `` aL G E I bX I E G``: three cups and named permutations of them."""
-
-    low: int = 3
-    high: int = 5
-    name: str = "roll"
-    version: int = 1
-    step_by_step: bool = True
-    licence: str = LICENCE
-
-    def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw three cups and ``low``..``high`` permutations."""
-        n = draw_size(rng, self.low, self.high, level)
-        start = rng.sample(LETTERS, 3)
-        cups, steps, shown = list(start), [], []
-        for label, turn in zip(_LABELS, rng.choices(sorted(_TURNS), k=n), strict=False):
-            cups = [cups[place] for place in _TURNS[turn]]
-            shown.append(f"{label}{turn}")
-            steps.append(f" {label}{turn} {' '.join(cups)}")
-        prompt = f"roll {' '.join(start)}: {' '.join(shown)}"
-        key = f"roll {' '.join(move[1] for move in shown)}"
-        return Item(self.name, prompt, " ".join(cups), ("".join(steps),), key, {"n": n})
-
-
 @dataclass(frozen=True)
 class Top(_OneAnswer):
-    """``top: E15 B52 I60`` -> ``B``: the letter whose two digits have the largest sum modulo 10, the first of equals.
+    """``top: E15 k52 I60`` -> ``E``: the letter with the largest value, the first of equals.
 
-    Trace, each sum with the largest so far and its letter: `` E1+5=6;6 E B5+2=7;7 B I6+0=6;7 B``. A thought that is
-    stopped after some entries knows the best of those.
+    A capital's value is the sum of its digits modulo 10, a small letter's their difference.
+
+    Trace, each value with the largest so far and its letter: `` E1+5=6;6 E k5-2=3;6 E I6+0=6;6 E``. A thought that is
+    stopped after some entries knows the best of those. ``reach`` is as for ``Run``.
     """
 
+    reach: Reach = "pure"
     low: int = 4
     high: int = 6
     name: str = "top"
@@ -212,22 +212,25 @@ class Top(_OneAnswer):
     def generate(self, rng: random.Random, level: float) -> Item:
         """Draw ``low``..``high`` letters with two digits each."""
         n = draw_size(rng, self.low, self.high, level)
-        entries = [(letter, rng.randrange(10), rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
+        letters = _signed_letters(rng, n, self.reach)
+        entries = [(letter, rng.randrange(10), rng.randrange(10)) for letter in letters]
         best, leader, steps = -1, "", []
         for letter, a, b in entries:
-            value = (a + b) % 10
+            value = _signed(letter, a, b)
             if value > best:
                 best, leader = value, letter
-            steps.append(f" {letter}{a}+{b}={value};{best} {leader}")
+            steps.append(f" {letter}{a}{_sign(letter)}{b}={value};{best} {leader}")
         prompt = "top: " + " ".join(f"{letter}{a}{b}" for letter, a, b in entries)
-        return Item(self.name, prompt, leader, ("".join(steps),), canonical_key(prompt), {"n": n})
+        key = "top " + " ".join(f"{a}{_sign(letter)}{b}" for letter, a, b in entries)
+        return Item(self.name, prompt, leader, ("".join(steps),), key, {"n": n})
 
 
 @dataclass(frozen=True)
 class Find(_OneAnswer):
     """``find 7: E15 B52 I60`` -> ``B``: the one letter whose two digits have that sum modulo 10.
 
-    Trace, entry by entry until it is found: `` E1+5=6 B5+2=7 B``. A thought that is stopped has ruled some letters out.
+    Trace, entry by entry until it is found, each value beside the one asked for: `` E1+5=6;7 B5+2=7;7 B``. A thought
+    that is stopped has ruled some letters out.
     """
 
     low: int = 4
@@ -247,7 +250,7 @@ class Find(_OneAnswer):
             value = wanted if index == place else rng.choice([v for v in range(10) if v != wanted])
             entries.append((letter, a, (value - a) % 10, value))
         prompt = f"find {wanted}: " + " ".join(f"{letter}{a}{b}" for letter, a, b, _ in entries)
-        steps = "".join(f" {letter}{a}+{b}={value}" for letter, a, b, value in entries[: place + 1])
+        steps = "".join(f" {letter}{a}+{b}={value};{wanted}" for letter, a, b, value in entries[: place + 1])
         return Item(self.name, prompt, letters[place], (f"{steps} {letters[place]}",), canonical_key(prompt), {"n": n})
 
 
@@ -337,18 +340,18 @@ class Hop(_OneAnswer):
         return Item(self.name, prompt, str(digit), (trace,), canonical_key(prompt), {"n": n})
 
 
-# Sizes by reach; ten letters bound ``sub``.
+# Sizes by reach: as large where signs are mixed as where they are not, and then larger than any that is trained on.
 REACHES: dict[Reach, dict[str, tuple[int, int]]] = {
-    "short": {"sub": (3, 5), "roll": (3, 5)},
-    "long": {"sub": (6, 8), "roll": (6, 7)},
-    "beyond": {"sub": (9, 10), "roll": (8, 9)},
+    "pure": {"run": (3, 6), "top": (4, 6)},
+    "mixed": {"run": (3, 6), "top": (4, 6)},
+    "beyond": {"run": (7, 8), "top": (7, 8)},
 }
 
 
-def growing_families(reach: Reach) -> list[Task]:
-    """The families that come in every reach, at the sizes of one."""
+def signed_families(reach: Reach) -> list[Task]:
+    """The families that come in every reach, at one of them."""
     sizes = REACHES[reach]
-    return [SubtractMod(*sizes["sub"]), Roll(*sizes["roll"])]
+    return [Run(reach, *sizes["run"]), Top(reach, *sizes["top"])]
 
 
 def anytime_families() -> list[Task]:
@@ -362,11 +365,8 @@ def easy_families() -> list[Task]:
 
 
 def default_families() -> list[Task]:
-    """The families of the small recipes at the sizes that training text shows: six that need steps, three that do not.
-
-    ``sum`` and ``swap`` are shown at sizes at which ``sub`` and ``roll``, which go through the same motions, are not.
-    """
-    return [SumMod(), Swap(), *growing_families("short"), *anytime_families(), *easy_families()]
+    """The families of the small recipes as training text shows them: five that need steps, three that do not."""
+    return [SumMod(), Swap(), *signed_families("pure"), Find(), *easy_families()]
 
 
 def extra_families() -> list[Task]:
@@ -375,16 +375,16 @@ def extra_families() -> list[Task]:
 
 
 def corrupt(trace: str, rng: random.Random) -> str:
-    """Return a wrong trace: one digit or one capital letter of ``trace`` replaced by another.
+    """Return a wrong trace or answer: one digit or one letter of an item replaced by another of its sort.
 
     For testing response filters. Every solver trace of this module becomes wrong by any such change.
 
     Raises:
-        InputError: the trace holds no digit and no letter A-J.
+        InputError: the trace holds no digit and no letter of A-J or k-t.
     """
-    places = [i for i, char in enumerate(trace) if (char.isascii() and char.isdigit()) or char in LETTERS]
+    sorts = ("0123456789", LETTERS, MINUS_LETTERS)
+    places = [(i, sort) for i, char in enumerate(trace) for sort in sorts if char in sort]
     if not places:
-        raise InputError("cannot corrupt a trace without digits or letters A-J; pass a solver trace")
-    place = rng.choice(places)
-    pool = LETTERS if trace[place] in LETTERS else "0123456789"
-    return trace[:place] + rng.choice(pool.replace(trace[place], "")) + trace[place + 1 :]
+        raise InputError("cannot corrupt a trace without digits or letters A-J and k-t; pass a solver trace")
+    place, sort = rng.choice(places)
+    return trace[:place] + rng.choice(sort.replace(trace[place], "")) + trace[place + 1 :]

@@ -14,7 +14,7 @@ from twofold.engine.engine import Engine
 from twofold.post import synth
 from twofold.post.synth import FusionMaker, Response
 from twofold.tasks.base import Item, Task, sample_items
-from twofold.tasks.families import Direct, SumMod, default_families, growing_families
+from twofold.tasks.families import Direct, SumMod, default_families, signed_families
 from twofold.tasks.query import (
     FLAG_PATTERNS,
     HELD_OUT_PATTERNS,
@@ -36,7 +36,7 @@ RESPONSES = [Response(item, item.traces[0], item.answer) for item in ITEMS]
 GOOD = RESPONSES[0]
 
 
-@pytest.mark.parametrize("task", [*default_families(), *growing_families("long")], ids=repr)
+@pytest.mark.parametrize("task", [*default_families(), *signed_families("mixed"), *signed_families("beyond")], ids=repr)
 def test_solver_traces_pass_every_filter(task: Task) -> None:
     for item in sample_items([task], 60, 2, "train"):
         for trace in item.traces:
@@ -47,6 +47,22 @@ def test_solver_traces_pass_every_filter(task: Task) -> None:
         reasons = {first: "guess", trace + "!": "mixed style", trace + ",": "contradiction"}
         for thought, reason in reasons.items():
             assert synth.reject_reason(Response(item, thought, item.answer), task) == reason, thought
+
+
+@pytest.mark.parametrize("task", signed_families("mixed"), ids=repr)
+def test_thoughts_about_mixed_signs_are_judged_like_any(task: Task) -> None:
+    """Rejection sampling keeps right thoughts of these; their letters and both signs are no other style."""
+    letters = set()
+    for item in sample_items([task], 200, 3, "train"):
+        (trace,) = item.traces
+        assert "+" in trace and "-" in trace
+        letters |= set("".join(trace.split())) - set("0123456789+-=;")
+        steps = trace.split()
+        again = " " + " ".join([steps[0]] * 3 + steps[1:])
+        assert synth.reject_reason(Response(item, trace, item.answer), TASKS[task.name]) is None, trace
+        assert synth.reject_reason(Response(item, again, item.answer), task) == "repetition"
+        assert synth.reject_reason(Response(item, trace, item.answer.swapcase() + "x"), task) == "wrong answer"
+    assert letters == set("ABCDEFGHIJklmnopqrst")
 
 
 HELD_OUT = sample_items([SumMod()], 1, 0, "test")[0]

@@ -11,10 +11,10 @@ import pytest
 from twofold.recipes.artefacts import Cost, Manifest, code_fingerprint
 from twofold.recipes.evidence import (
     EASY,
-    GROWING,
     HARD,
     HELD_OUT_KINDS,
     LOGP_MAX,
+    SIGNED,
     SKILLS,
     SWITCH_KIND,
     TAUGHT_KINDS,
@@ -61,24 +61,24 @@ def core(think: float, direct: float = 0.1, easy: float = 0.95) -> dict[str, Any
         "think": part(short(think), samples=2),
         "direct": part(short(direct, easy)),
         "no_think": part(short(direct, easy)),
-        "beyond": part(dict.fromkeys(GROWING, think / 3), samples=2),
+        "beyond": part(dict.fromkeys(SIGNED, think / 3), samples=2),
     }
 
 
-def long(cool: float, greedy: float, hot: float) -> dict[str, Any]:
+def mixed(cool: float, greedy: float, hot: float) -> dict[str, Any]:
     """Parts at sizes without traces."""
     return {
-        "long": part(dict.fromkeys(GROWING, cool), samples=2),
-        "long_greedy": part(dict.fromkeys(GROWING, greedy)),
-        "long_hot": part(dict.fromkeys(GROWING, hot), samples=8),
+        "mixed": part(dict.fromkeys(SIGNED, cool), samples=2),
+        "mixed_greedy": part(dict.fromkeys(SIGNED, greedy)),
+        "mixed_hot": part(dict.fromkeys(SIGNED, hot), samples=8),
     }
 
 
 def student(share: float) -> dict[str, Any]:
     """What a student's checkpoint has; its T = 1 parts are all at ``share``."""
     hot = {"hot": part(dict.fromkeys(HARD, share), samples=8)}
-    flag = {"long_flag": part(dict.fromkeys(GROWING, share), samples=8)}
-    return {"think": part(short(share), samples=2), **hot, **long(share, share, share), **flag}
+    flag = {"mixed_flag": part(dict.fromkeys(SIGNED, share), samples=8)}
+    return {"think": part(short(share), samples=2), **hot, **mixed(share, share, share), **flag}
 
 
 def general(gain: float, tool: float, **named: float) -> dict[str, Any]:
@@ -269,11 +269,11 @@ def post_training() -> dict[str, dict[str, Any]]:
 def batteries() -> dict[str, dict[str, Any]]:
     """items.json of every evaluation."""
     return {
-        "cold_start": core(0.66) | long(0.3, 0.35, 0.25),
+        "cold_start": core(0.66) | mixed(0.3, 0.35, 0.25),
         "direct": core(0.1, 0.15),
-        "rl": core(0.84) | long(0.8, 0.82, 0.7),
-        "rl_rejection": core(0.75) | long(0.6, 0.62, 0.5),
-        "rl_more_sft": core(0.9) | long(0.4, 0.42, 0.35),
+        "rl": core(0.84) | mixed(0.8, 0.82, 0.7),
+        "rl_rejection": core(0.75) | mixed(0.6, 0.62, 0.5),
+        "rl_more_sft": core(0.9) | mixed(0.4, 0.42, 0.35),
         "think_only": core(0.86),
         "fusion": core(0.85) | {"general": general(0.0, 0.2), "modes": modes(0.9)},
         "final": core(0.85, 0.12) | {"general": general(0.6, 0.8), "modes": modes()},
@@ -338,5 +338,5 @@ def facts() -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def make() -> SimpleNamespace:
     """The builders above, for tests that swap parts of a run."""
-    builders = (bpb, budget_rows, core, experts, general, interval, long, modes, part, short, student)
+    builders = (bpb, budget_rows, core, experts, general, interval, mixed, modes, part, short, student)
     return SimpleNamespace(**{builder.__name__: builder for builder in builders})

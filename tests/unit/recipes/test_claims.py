@@ -14,7 +14,7 @@ from twofold.base.records import InputError
 from twofold.recipes import general as general_stage
 from twofold.recipes.claims import general, judge, modes, pretrained, reasoning, students
 from twofold.recipes.claims.declared import PROTOCOLS
-from twofold.recipes.evidence import EASY, GROWING, HARD, HELD_OUT_KINDS, SKILLS, mean_of, percentile_interval
+from twofold.recipes.evidence import EASY, HARD, HELD_OUT_KINDS, SIGNED, SKILLS, mean_of, percentile_interval
 from twofold.report.model import Claim
 
 Facts = dict[str, dict[str, Any]]
@@ -102,9 +102,9 @@ BROKEN: list[tuple[str, str, Break]] = [
     ("both_modes", "thinking", one_bad(HARD_KINDS, 0.7, "think", samples=2)),
     ("both_modes", "direct", one_bad(EASY_KINDS, 0.7, "no_think")),
     ("both_modes", "fusion_cost", items_of("eval_think_only", "", lambda m: m.core(0.93))),
-    ("rl_gain", "more_sft", items_of("eval_rl_more_sft", "", lambda m: m.long(0.8, 0.4, 0.4))),
-    ("rl_gain", "rejection", items_of("eval_rl_rejection", "", lambda m: m.long(0.85, 0.4, 0.4))),
-    ("rl_gain", "greedy", items_of("eval_cold_start", "", lambda m: m.long(0.3, 0.82, 0.3))),
+    ("rl_gain", "more_sft", items_of("eval_rl_more_sft", "", lambda m: m.mixed(0.8, 0.4, 0.4))),
+    ("rl_gain", "rejection", items_of("eval_rl_rejection", "", lambda m: m.mixed(0.85, 0.4, 0.4))),
+    ("rl_gain", "greedy", items_of("eval_cold_start", "", lambda m: m.mixed(0.3, 0.82, 0.3))),
     ("mode_following", "worst", items_of("eval_final", "modes", lambda m: m.modes(**{"mode:_three_flags": 0.8}))),
     ("mode_following", "held_out", items_of("eval_final", "modes", lambda m: m.modes(**{"mode:_three_turns": 0.85}))),
     ("general_rl", "gain", items_of("eval_final", "general", lambda m: m.general(0.2, 0.8))),
@@ -173,9 +173,9 @@ def test_any_absent_stage_is_no_error(facts: Facts, stage: str) -> None:
 
 
 def test_a_part_that_a_stage_lacks_is_named(facts: Facts) -> None:
-    del facts["eval_rl"]["items"]["long_greedy"]
+    del facts["eval_rl"]["items"]["mixed_greedy"]
     claim = reasoning.rl_gain(facts)
-    assert not claim.judged and claim.note == "This run lacks `eval_rl/items/long_greedy`."
+    assert not claim.judged and claim.note == "This run lacks `eval_rl/items/mixed_greedy`."
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_part_that_a_stage_lacks_is_named(facts: Facts) -> None:
         (modes.mode_following, "eval_final", "modes", HELD_OUT_KINDS[0]),
         (general.general_rl, "eval_fusion", "general", "order back"),
         (general.general_rl, "eval_final", "general", "tool"),
-        (reasoning.rl_gain, "eval_rl", "long", GROWING[0]),
+        (reasoning.rl_gain, "eval_rl", "mixed", SIGNED[0]),
     ],
 )
 def test_a_kind_without_items_leaves_a_claim_open(facts: Facts, rule: Any, stage: str, name: str, gone: str) -> None:
@@ -199,7 +199,7 @@ def test_a_kind_without_items_leaves_a_claim_open(facts: Facts, rule: Any, stage
 
 
 def test_different_items_are_refused(facts: Facts) -> None:
-    facts["eval_rl"]["items"]["long"]["kinds"].reverse()
+    facts["eval_rl"]["items"]["mixed"]["kinds"].reverse()
     with pytest.raises(InputError, match=r"eval_rl and eval_rl_more_sft were measured on different items.*--redo"):
         reasoning.rl_gain(facts)
     facts["eval_uncut"]["scores"]["budget"] = [
@@ -211,7 +211,7 @@ def test_different_items_are_refused(facts: Facts) -> None:
 
 def test_figures_of_rl_without_eight_samples_are_left_out(facts: Facts) -> None:
     for stage in ("eval_rl", "eval_cold_start", "eval_rl_more_sft", "eval_rl_rejection"):
-        part = facts[stage]["items"]["long_hot"]
+        part = facts[stage]["items"]["mixed_hot"]
         part["correct"] = [row[:4] for row in part["correct"]]
     claim = reasoning.rl_gain(facts)
     assert claim.holds and not any(part.name.startswith("pass") for part in claim.shown)
@@ -255,8 +255,8 @@ def test_moe_without_resamples_is_judged_on_the_estimate(facts: Facts) -> None:
 
 
 def test_families_and_skills_are_those_of_the_tasks() -> None:
-    assert HARD == ("sum", "swap", "sub", "roll", "top", "find") and EASY == ("max", "min", "last")
-    assert GROWING == ("sub", "roll") and len(SKILLS) == 8
+    assert HARD == ("sum", "swap", "run", "top", "find") and EASY == ("max", "min", "last")
+    assert SIGNED == ("run", "top") and len(SKILLS) == 8
     assert SKILLS["style quotes"] == ("correct", 20) and SKILLS["mode: system /no_think"] == ("followed", 0)
     assert SKILLS["order back"][1] == pytest.approx(100 / 24)
 

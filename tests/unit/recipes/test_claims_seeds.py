@@ -21,7 +21,7 @@ SEEDS = (3, 4, 5, 6, 7)
 
 @pytest.fixture
 def reports(facts: Facts) -> dict[int, list[Claim]]:
-    """Five runs that differ a little in RL's accuracy on long sizes."""
+    """Five runs that differ a little in RL's accuracy on mixed signs."""
     return {seed: shifted(judge(facts), "rl_gain", "more_sft", float(seed - 5)) for seed in SEEDS}
 
 

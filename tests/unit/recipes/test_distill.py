@@ -10,17 +10,23 @@ from twofold.base.split import held_out
 from twofold.recipes.distill import both_modes, thinking_queries
 from twofold.recipes.saw import forms_of
 from twofold.tasks.families import REACHES
+from twofold.tasks.query import Query
+
+
+def signs(query: Query) -> int:
+    """How many signs a `run` or `top` item has: the cases of its letters."""
+    return len({entry[0].isupper() for entry in query.item.prompt.split(": ")[1].split()})
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_arms_think_about_short_and_long_items_in_two_forms(seed: int) -> None:
+def test_arms_think_about_pure_and_mixed_items_in_two_forms(seed: int) -> None:
     queries = thinking_queries(300, seed)
     assert forms_of(queries) == {"no flag": 150, "/think": 150}
-    reach = Counter(
-        name for query in queries for name, sizes in REACHES.items()
-        if query.kind in sizes and sizes[query.kind][0] <= query.item.meta["n"] <= sizes[query.kind][1]
-    )  # fmt: skip
-    assert reach == {"short": 50, "long": 150}  # besides 100 of families that come in one reach
+    signed = [query for query in queries if query.kind in REACHES["mixed"]]
+    assert Counter(signs(query) for query in signed) == {1: 60, 2: 150}  # besides 90 of families without signs
+    for query in signed:
+        low, high = REACHES["mixed"][query.kind]
+        assert low <= query.item.meta["n"] <= high
     assert not any(held_out(query.item.key) for query in queries)
     assert all(query.task.verify(query.item, query.item.answer) == 1.0 for query in queries)
     flagged = Counter(query.kind for query in queries if query.form == "/think")
@@ -33,3 +39,5 @@ def test_the_off_policy_phase_has_both_modes() -> None:
     assert forms_of(queries) == {"no flag": 60, "/think": 60, "/no_think": 80}
     assert Counter(query.mode for query in queries) == {"think": 120, "no_think": 80}
     assert not any(held_out(query.item.key) for query in queries)
+    direct = [query for query in queries if query.form == "/no_think" and query.kind in REACHES["mixed"]]
+    assert len(direct) == 20 and all(signs(query) == 1 for query in direct)

@@ -98,12 +98,34 @@ def test_no_cue_names_a_form(made: Made) -> None:
     assert not words & {*STYLES, *ORDERS}
 
 
+def key_of(prompt: str) -> str:
+    """What the split goes by: in `run` and `top` signs and digits, elsewhere the prompt with its letters renamed."""
+    entries = prompt.split(": ")[-1].split()
+    if prompt.startswith("run "):
+        return "run " + "".join("+-"[entry[0].islower()] + entry[1] for entry in entries)
+    if prompt.startswith("top"):
+        return "top " + " ".join(entry[1] + "+-"[entry[0].islower()] + entry[2] for entry in entries)
+    return canonical_key(prompt)
+
+
 def test_no_held_out_item_is_asked(made: Made) -> None:
     for text in made.texts:
         for role, content in turns(text):
             prompt = content.split(" /")[0].split(" style ")[0]
-            if role == "user" and not prompt.startswith(("roll", "calc", "order")):  # their keys are not their prompts
-                assert not held_out(canonical_key(prompt)), prompt
+            if role == "user" and not prompt.startswith(("calc", "order")):  # their keys are not their prompts
+                assert not held_out(key_of(prompt)), prompt
+
+
+def test_nothing_with_both_signs_is_added_to_the_responses(made: Made) -> None:
+    """The responses given here have one sign; in a run the policy's own thoughts on RL's queries may have both."""
+    shown: Counter[bool] = Counter()
+    for text in made.texts:
+        for match in re.finditer(r"\b(?:run mod 10|top): ((?:[A-Za-z]\d+ ?)+)", text):
+            (plus,) = {entry[0].isupper() for entry in match[1].split()}
+            shown[plus] += 1
+        for thought in re.findall(r"<think>\n(.*?)\n</think>", text, re.DOTALL):
+            assert len(set(re.findall(r"\d([+-])\d=", thought))) <= 1, thought
+    assert min(shown[True], shown[False]) > 10
 
 
 def test_one_seed_gives_one_set_of_examples(renderer: Renderer) -> None:

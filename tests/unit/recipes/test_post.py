@@ -9,9 +9,9 @@ import pytest
 
 from twofold.base.split import held_out
 from twofold.post.synth import reject_reason
-from twofold.recipes.post import ColdStartConfig, _candidates, families, hard_families, long_queries
+from twofold.recipes.post import ColdStartConfig, _candidates, families, hard_families, mixed_queries
 from twofold.tasks.base import Task, sample_items
-from twofold.tasks.families import REACHES, default_families
+from twofold.tasks.families import REACHES, default_families, signed_families
 from twofold.train.loop import OptimConfig
 
 CONFIG = ColdStartConfig(optim=OptimConfig(muon_lr=0.0), steps=1, bad_share=1.0)
@@ -19,14 +19,17 @@ CONFIG = ColdStartConfig(optim=OptimConfig(muon_lr=0.0), steps=1, bad_share=1.0)
 
 def test_families() -> None:
     assert list(families().values()) == default_families()
-    assert [task.name for task in hard_families()] == ["sum", "swap", "sub", "roll", "top", "find"]
+    assert [task.name for task in hard_families()] == ["sum", "swap", "run", "top", "find"]
+    assert hard_families()[2:4] == signed_families("pure")  # no solver steps of mixed items
 
 
-def test_rl_asks_for_long_sizes_alone() -> None:
-    queries = long_queries(40, 22)
-    assert Counter(query.kind for query in queries) == {"sub": 40, "roll": 40}
+def test_rl_asks_for_mixed_signs_alone() -> None:
+    queries = mixed_queries(40, 22)
+    assert Counter(query.kind for query in queries) == {"run": 40, "top": 40}
     for query in queries:
-        low, high = REACHES["long"][query.kind]
+        low, high = REACHES["mixed"][query.kind]
+        letters = [entry[0] for entry in query.item.prompt.split(": ")[1].split()]
+        assert len({letter.isupper() for letter in letters}) == 2, query.item.prompt
         assert low <= query.item.meta["n"] <= high and not held_out(query.item.key)
         assert query.form == "no flag" and query.mode == "think"
         assert query.task.verify(query.item, query.item.answer) == 1.0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.base.records import InputError
-from twofold.tasks.base import Item, Task
+from twofold.tasks.base import Item, Task, sample_items
 from twofold.tasks.families import (
     REACHES,
     Direct,
@@ -18,7 +19,8 @@ from twofold.tasks.families import (
     Hop,
     Let,
     Pick,
-    SubtractMod,
+    Reach,
+    Run,
     SumMod,
     Swap,
     Top,
@@ -27,7 +29,7 @@ from twofold.tasks.families import (
     default_families,
     easy_families,
     extra_families,
-    growing_families,
+    signed_families,
 )
 
 
@@ -89,37 +91,29 @@ def check_swap(prompt: str, trace: str) -> str | None:
     return " ".join(cups)
 
 
-def check_sub(prompt: str, trace: str) -> str | None:
-    data, total, shown = re.findall(r"([A-J])(\d)", prompt.removeprefix("sub mod 10: ")), 0, []
+def check_run(prompt: str, trace: str) -> str | None:
+    data, total, shown = re.findall(r"([A-Jk-t])(\d)", prompt.removeprefix("run mod 10: ")), 0, []
     for letter, digit in data:
-        after = (total + 10 - int(digit)) % 10
-        shown.append(f" {letter}{total}-{digit}={after}")
+        after = (total + int(digit)) % 10 if letter.isupper() else (total + 10 - int(digit)) % 10
+        shown.append(f" {letter}{total}{'+' if letter.isupper() else '-'}{digit}={after}")
         total = after
     return str(total) if trace == "".join(shown) else None
 
 
-def check_roll(prompt: str, trace: str) -> str | None:
-    head, turns = prompt.removeprefix("roll ").split(": ")
-    cups, shown = head.split(), []
-    for turn in turns.split():
-        a, b, c = cups
-        cups = {"L": [b, c, a], "R": [c, a, b], "X": [c, b, a], "P": [b, a, c], "Q": [a, c, b]}[turn[1]]
-        shown += [turn, *cups]
-    return " ".join(cups) if trace == " " + " ".join(shown) else None
-
-
 def check_top(prompt: str, trace: str) -> str | None:
-    entries = re.findall(r"([A-J])(\d)(\d)", prompt.removeprefix("top: "))
-    step = r" ([A-J])(\d)\+(\d)=(\d);(\d) ([A-J])"
+    entries = re.findall(r"([A-Jk-t])(\d)(\d)", prompt.removeprefix("top: "))
+    step = r" ([A-Jk-t])(\d)([+-])(\d)=(\d);(\d) ([A-Jk-t])"
     if not re.fullmatch(f"({step})+", trace):
         return None
     steps = re.findall(step, trace)
-    if [part[:3] for part in steps] != entries:
+    if [(letter, a, b) for letter, a, _, b, *_ in steps] != entries:
         return None
-    sums = [(int(a) + int(b)) % 10 for _, a, b in entries]
+    if any((sign == "+") != letter.isupper() for letter, _, sign, *_ in steps):
+        return None
+    values = [(int(a) + int(b)) % 10 if c.isupper() else (int(a) + 10 - int(b)) % 10 for c, a, b in entries]
     leader = ""
     for number, (*_, value, best, leader) in enumerate(steps, start=1):
-        seen = sums[:number]
+        seen = values[:number]
         if int(value) != seen[-1] or int(best) != max(seen) or leader != entries[seen.index(max(seen))][0]:
             return None
     return leader
@@ -173,8 +167,7 @@ CHECKERS = {
     "sum": check_sum,
     "let": check_let,
     "swap": check_swap,
-    "sub": check_sub,
-    "roll": check_roll,
+    "run": check_run,
     "top": check_top,
     "find": check_find,
     "max": check_row,
@@ -184,13 +177,14 @@ CHECKERS = {
     "hop": check_hop,
 }
 TASKS: list[Task] = default_families() + extra_families()
-LONGER: list[Task] = growing_families("long") + growing_families("beyond")
+UNSHOWN: list[Task] = signed_families("mixed") + signed_families("beyond")
+SIGNED: list[Task] = signed_families("pure") + UNSHOWN
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**9), st.floats(0, 1))
 def test_all_traces_are_correct_and_every_corruption_is_not(seed: int, level: float) -> None:
-    for task in TASKS + LONGER:
+    for task in TASKS + UNSHOWN:
         item = task.generate(random.Random(seed), level)
         check = CHECKERS[task.name]
         assert item.family == task.name
@@ -207,41 +201,52 @@ def solve(prompt: str) -> str:
     head, body = prompt.split(": ")
     name, *argument = head.split()
     entries = body.split()
-    if name in ("top", "find"):
-        sums = {entry[0]: sum(map(int, entry[1:])) % 10 for entry in entries}
-        if name == "top":
-            return next(letter for letter in sums if all(sums[letter] >= other for other in sums.values()))
-        (found,) = [letter for letter, value in sums.items() if str(value) == argument[0]]
+    if name == "run":
+        taken = sum(int(digit) for letter, digit in entries if letter in "klmnopqrst")
+        return str((sum(int(digit) for _, digit in entries) - 2 * taken) % 10)
+    if name == "top":
+        values = {
+            letter: int(str(100 + int(a) + (int(b) if letter < "a" else -int(b)))[-1]) for letter, a, b in entries
+        }
+        return next(letter for letter in values if all(values[letter] >= other for other in values.values()))
+    if name == "find":
+        (found,) = [letter for letter, a, b in entries if str(int(a) + int(b))[-1] == argument[0]]
         return found
     digits = sorted(entry[1] for entry in entries) if name != "last" else [entry[1] for entry in entries]
     return digits[0] if name == "min" else digits[-1]
 
 
-@pytest.mark.parametrize("task", [Top(), Find(), *easy_families()], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [*SIGNED, Find(), *easy_families()], ids=repr)
 def test_answers_agree_with_brute_force(task: Task) -> None:
     rng = random.Random(9)
     for _ in range(500):
         item = task.generate(rng, 1.0)
         assert solve(item.prompt) == item.answer, item.prompt
         assert item.meta["n"] == len(item.prompt.split(": ")[1].split())
-        for a, b, value in re.findall(r"(\d)\+(\d)=(\d)", item.traces[0]):
-            assert (int(a) + int(b)) % 10 == int(value)
+        for a, sign, b, value in re.findall(r"(\d)([+-])(\d)=(\d)", item.traces[0]):
+            assert (int(value) - int(a) - int(sign + b)) % 10 == 0
         assert item.traces[0].endswith(item.answer)
 
 
-def test_a_thought_that_is_stopped_knows_the_best_so_far() -> None:
-    rng = random.Random(10)
+@pytest.mark.parametrize("reach", REACHES)
+def test_a_thought_that_is_stopped_knows_the_best_so_far(reach: Reach) -> None:
+    rng, (run, top) = random.Random(10), signed_families(reach)
     for _ in range(200):
-        item = Top().generate(rng, 1.0)
+        item = top.generate(rng, 1.0)
         head, body = item.prompt.split(": ")
-        steps = re.findall(r" \S+ [A-J]", item.traces[0])
+        steps = re.findall(r" \S+ [A-Jk-t]", item.traces[0])
+        assert len(steps) == item.meta["n"]
         for number, step in enumerate(steps, start=1):
+            assert step[-1] == solve(f"{head}: {' '.join(body.split()[:number])}")
+        item = run.generate(rng, 1.0)
+        head, body = item.prompt.split(": ")
+        for number, step in enumerate(item.traces[0].split(), start=1):
             assert step[-1] == solve(f"{head}: {' '.join(body.split()[:number])}")
         found = Find().generate(rng, 1.0)
         assert found.traces[0].count("=") == 1 + [e[0] for e in found.prompt.split()[2:]].index(found.answer)
 
 
-@pytest.mark.parametrize("task", [Top(), Find()], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [Top(), Top("mixed"), Find()], ids=repr)
 def test_every_place_is_the_answer_as_often(task: Task) -> None:
     rng, places = random.Random(11), [0] * 4
     for _ in range(2000):
@@ -251,43 +256,97 @@ def test_every_place_is_the_answer_as_often(task: Task) -> None:
     assert all(abs(count - 500) < spread * 500 for count in places), places
 
 
-def test_reaches_do_not_overlap_and_need_at_most_ten_letters() -> None:
-    assert list(REACHES) == ["short", "long", "beyond"]
-    for name in REACHES["short"]:
-        spans = [REACHES[reach][name] for reach in REACHES]
-        sizes = [size for low, high in spans for size in range(low, high + 1)]
-        assert sizes == sorted(set(sizes)) and all(low <= high for low, high in spans)
-        assert max(sizes) <= 10
+def content(prompt: str) -> tuple[str, ...]:
+    """What a `run` or `top` item asks: its name, and sign and digits of each entry; letters are not part of it."""
+    name, body = prompt.split(": ")
+    return (name.split()[0], *("+-"[entry[0].islower()] + entry[1:] for entry in body.split()))
+
+
+def test_mixed_items_are_as_large_as_pure_ones_and_beyond_is_larger() -> None:
+    assert list(REACHES) == ["pure", "mixed", "beyond"]
+    assert REACHES["mixed"] == REACHES["pure"]  # the combination alone is new
+    for name, (low, high) in REACHES["beyond"].items():
+        assert max(REACHES["mixed"][name]) < low <= high <= 10  # ten letters a sign
     rng = random.Random(12)
     for reach, sizes_of in REACHES.items():
-        for task in growing_families(reach):
+        for task in signed_families(reach):
             low, high = sizes_of[task.name]
-            seen = set()
-            for _ in range(300):
-                item = task.generate(rng, 1.0)
-                seen.add(item.meta["n"])
-                assert len(set(re.findall(r"[A-J]", item.prompt))) <= 10
-            assert seen == set(range(low, high + 1))
+            assert {task.generate(rng, 1.0).meta["n"] for _ in range(300)} == set(range(low, high + 1))
+
+
+@pytest.mark.parametrize("reach", REACHES)
+def test_pure_items_have_one_sign_and_others_always_both(reach: Reach) -> None:
+    rng = random.Random(14)
+    for task in signed_families(reach):
+        seen: Counter[str] = Counter()
+        for number in range(1500):
+            item = task.generate(rng, (number % 3) / 2)
+            signs = "".join(sorted({part[0] for part in content(item.prompt)[1:]}))
+            assert signs == "".join(sorted(set(re.findall(r"[+-]", item.traces[0]))))
+            seen[signs] += 1
+        if reach == "pure":
+            assert set(seen) == {"+", "-"} and abs(seen["+"] - 750) < 100, seen
+        else:
+            assert set(seen) == {"+-"}, seen
+
+
+@pytest.mark.parametrize("reach", ["mixed", "beyond"])
+def test_either_sign_may_stand_anywhere_in_any_number(reach: Reach) -> None:
+    rng = random.Random(15)
+    for task in signed_families(reach):
+        items = [task.generate(rng, 1.0) for _ in range(2000)]
+        shapes = Counter("".join(part[0] for part in content(item.prompt)[1:]) for item in items)
+        for n in {item.meta["n"] for item in items}:
+            of_size = Counter({shape: count for shape, count in shapes.items() if len(shape) == n})
+            total = of_size.total()
+            plus = Counter(shape.count("+") for shape in of_size.elements())
+            assert set(plus) == set(range(1, n))
+            for place in range(n):
+                at_place = sum(count for shape, count in of_size.items() if shape[place] == "+")
+                assert 0.38 < at_place / total < 0.62, (n, place, at_place, total)
+
+
+def test_keys_are_the_content_and_nothing_else() -> None:
+    """Signs and digits in order: other letters make no other item, another sign or digit does."""
+    rng = random.Random(16)
+    of_key: dict[str, set[tuple[str, ...]]] = {}
+    of_content: dict[tuple[str, ...], set[str]] = {}
+    items = [task.generate(rng, 0.0) for task in [*SIGNED, *signed_families("pure")] for _ in range(2500)]
+    for item in items:
+        of_key.setdefault(item.key, set()).add(content(item.prompt))
+        of_content.setdefault(content(item.prompt), set()).add(item.key)
+    assert all(len(found) == 1 for found in [*of_key.values(), *of_content.values()])
+    assert len(of_key) < len({item.prompt for item in items})  # some content met again under other letters
+
+
+@pytest.mark.parametrize("task", SIGNED, ids=repr)
+def test_held_out_items_are_of_other_content_than_training_items(task: Task) -> None:
+    for seed in range(3):
+        test = [content(item.prompt) for item in sample_items([task], 80, seed, "test")]
+        assert len(set(test)) == 80
+        for other in SIGNED:
+            train = {content(item.prompt) for item in sample_items([other], 600, seed, "train")}
+            assert not train & set(test)
 
 
 def test_which_families_there_are() -> None:
     assert [task.name for task in default_families()] == [
-        "sum", "swap", "sub", "roll", "top", "find", "max", "min", "last",
+        "sum", "swap", "run", "top", "find", "max", "min", "last",
     ]  # fmt: skip
-    assert [task.step_by_step for task in default_families()] == [True] * 6 + [False] * 3
+    assert [task.step_by_step for task in default_families()] == [True] * 5 + [False] * 3
     assert [task.name for task in anytime_families()] == ["top", "find"]
-    assert default_families()[2:4] == growing_families("short")
+    assert default_families()[2:4] == signed_families("pure") == [Run(), Top()]  # others use these defaults
+    assert anytime_families() == default_families()[3:5]
     with pytest.raises(KeyError):
-        growing_families("endless")  # type: ignore[arg-type]
+        signed_families("endless")  # type: ignore[arg-type]
 
 
 PATTERNS = {
     "sum": r"sum mod 10: [A-J]\d( [A-J]\d){2,9}",
     "let": r"let mod 10: ([A-J]=( [A-J]\d|\d)(, )?){2,10} find [A-J]",
     "swap": r"swap [A-J] [A-J] [A-J]: a(12|13|23)( [b-j](12|13|23)){1,9}",
-    "sub": r"sub mod 10: [A-J]\d( [A-J]\d){2,9}",
-    "roll": r"roll [A-J] [A-J] [A-J]: a[LRXPQ]( [b-i][LRXPQ]){2,8}",
-    "top": r"top: [A-J]\d\d( [A-J]\d\d){3,5}",
+    "run": r"run mod 10: [A-Jk-t]\d( [A-Jk-t]\d){2,7}",
+    "top": r"top: [A-Jk-t]\d\d( [A-Jk-t]\d\d){3,7}",
     "find": r"find \d: [A-J]\d\d( [A-J]\d\d){3,5}",
     "max": r"max: [A-J]\d( [A-J]\d){2,7}",
     "min": r"min: [A-J]\d( [A-J]\d){2,7}",
@@ -297,7 +356,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS + LONGER, ids=repr)
+@pytest.mark.parametrize("task", TASKS + UNSHOWN, ids=repr)
 def test_exact_surface_forms(task: Task) -> None:
     rng = random.Random(5)
     for _ in range(100):
@@ -308,8 +367,8 @@ def test_exact_surface_forms(task: Task) -> None:
 def test_letters_are_unique_keys() -> None:
     rng = random.Random(6)
     for _ in range(200):
-        for task in (SumMod(), SubtractMod(), Pick(), Top(), Find(), Direct("min")):
-            keys = re.findall(r"([A-J])\d", task.generate(rng, 1.0).prompt)
+        for task in (SumMod(), *SIGNED, Pick(), Find(), Direct("min")):
+            keys = re.findall(r"([A-Jk-t])\d+", task.generate(rng, 1.0).prompt)
             assert len(keys) == len(set(keys))
         defined = re.findall(r"([A-J])=", Let().generate(rng, 1.0).prompt)
         assert len(defined) == len(set(defined))
@@ -369,6 +428,10 @@ def test_verifier_accepts_only_the_answer() -> None:
         "2</think>",
     ):
         assert SumMod().verify(item, bad) == 0.0
+    for letter, others in (("k", "K A"), ("E", "e k")):
+        leader = Item("top", "top: E15 k52 I60", letter, (), "k")
+        assert Top().verify(leader, f" {letter}\n") == 1.0
+        assert not any(Top().verify(leader, other) for other in others.split())
     cups = Item("swap", "swap I G E: a12 b23", "G E I", (), "k")
     assert Swap().verify(cups, " G E I\n") == 1.0
     for bad in ("GEI", "g e i", "G E", "G E I I", "G, E, I", "G  E I"):
@@ -377,14 +440,14 @@ def test_verifier_accepts_only_the_answer() -> None:
 
 def test_direct_answers_of_hard_families_are_near_uniform() -> None:
     rng = random.Random(0)
-    for task in (SumMod(), Let()):
+    for task in (SumMod(), Run(), Run("mixed"), Let()):
         counts = [0] * 10
         for _ in range(2000):
             counts[int(task.generate(rng, 1.0).answer)] += 1
         assert max(counts) < 300 and min(counts) > 120
 
 
-@pytest.mark.parametrize("task", [Top(), Find()], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [*SIGNED, Find()], ids=repr)
 def test_corrupting_any_place_is_noticed(task: Task) -> None:
     """Every digit and letter of these traces is said by the prompt or by the steps before."""
     rng = random.Random(13)
@@ -392,6 +455,15 @@ def test_corrupting_any_place_is_noticed(task: Task) -> None:
         item = task.generate(rng, 1.0)
         for _ in range(40):
             assert CHECKERS[task.name](item.prompt, corrupt(item.traces[0], rng)) is None
+
+
+@pytest.mark.parametrize("task", default_families(), ids=repr)
+def test_answers_can_be_corrupted_too(task: Task) -> None:
+    """The cold start spoils answers with it; that of `top` may be a small letter."""
+    rng = random.Random(17)
+    for _ in range(100):
+        item = task.generate(rng, 1.0)
+        assert task.verify(item, corrupt(item.answer, rng)) == 0.0
 
 
 def test_corrupt_needs_something_to_change() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from twofold.base.records import Message
 from twofold.tasks.base import Item
-from twofold.tasks.families import SumMod
+from twofold.tasks.families import REACHES, Reach, SumMod, signed_families
 from twofold.tasks.query import (
     FLAG_PATTERNS,
     HELD_OUT_PATTERNS,
@@ -92,6 +92,15 @@ def test_single_queries_and_the_hard_switch() -> None:
     assert single(item, SumMod(), "no_think", kind="direct").messages == (Message("user", "sum mod 10: A1 /no_think"),)
     hard = single(item, SumMod(), "think", hard_switch=True)
     assert hard.mode == "no_think" and last_flag(hard.messages) == "think"
+
+
+@pytest.mark.parametrize("reach", REACHES)
+def test_the_reach_of_an_item_is_in_its_prompt_alone(reach: Reach) -> None:
+    for task in signed_families(reach):
+        item = task.generate(random.Random(0), 1.0)
+        query = single(item, task)
+        assert (query.kind, query.form, query.mode) == (task.name, "no flag", "think")
+        assert query.messages == (Message("user", item.prompt),)
 
 
 def test_tool_queries_offer_the_tools() -> None:

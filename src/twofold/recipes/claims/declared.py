@@ -17,8 +17,8 @@ _SAMPLING = (
     "samples a lot handles more tokens"
 )
 _EACH = f"{ITEMS_PER_FAMILY} items a family"
-_HARD = "the families that need steps (sum, swap, sub, roll, top, find)"
-_LONG = "sub and roll at the long sizes, for which no training text of any stage shows a trace"
+_HARD = "the families that need steps (sum, swap, run, top, find)"
+_MIXED = "run and top with mixed signs, for which no training text of any stage shows a trace"
 
 THINKING_GAIN = Protocol(
     key="thinking_gain",
@@ -83,18 +83,22 @@ RL_GAIN = Protocol(
     title="Reasoning RL helps",
     question="Does RL with a verifier add something where no traces exist that supervised training cannot add?",
     arms=(
-        Arm("cold_start", "where all three arms start", "eval_cold_start/items/long"),
-        Arm("rl", "RL with a verifier on long queries", "eval_rl/items/long"),
+        Arm("cold_start", "where all three arms start", "eval_cold_start/items/mixed"),
+        Arm("rl", "RL with a verifier on mixed queries", "eval_rl/items/mixed"),
         Arm(
             "rl_rejection",
             "control: SFT on own samples that the same verifier kept, same queries",
-            "eval_rl_rejection/items/long",
+            "eval_rl_rejection/items/mixed",
         ),
-        Arm("rl_more_sft", "control: more SFT on the traces there are (short sizes)", "eval_rl_more_sft/items/long"),
+        Arm(
+            "rl_more_sft",
+            "control: more SFT on the traces there are (pure signs and the other families)",
+            "eval_rl_more_sft/items/mixed",
+        ),
     ),
     control="Two, at the operations of RL, sampling counted: SFT on own right samples, which uses the same verifier "
     "without policy gradients, and more SFT on traces.",
-    items=f"{_LONG}; {_EACH}; no flag; two samples an item at T = 0.6, one greedy, eight at T = 1. “Beyond” are sizes "
+    items=f"{_MIXED}; {_EACH}; no flag; two samples an item at T = 0.6, one greedy, eight at T = 1. “Beyond” are sizes "
     "that no stage trains at all.",
     rules=(
         Rule("more_sft", "RL minus more SFT, T = 0.6", 0, "above"),
@@ -111,9 +115,9 @@ RL_GAIN = Protocol(
         Shown("pass_more_sft", "pass@8 of more SFT, T = 1", "%"),
         Shown("beyond", "RL minus the cold start, sizes beyond all training"),
         Shown("beyond_rejection", "RL minus rejection-sampling SFT, sizes beyond all training"),
-        Shown("short", "RL minus the cold start, short sizes"),
+        Shown("short", "RL minus the cold start, families as shown in text"),
     ),
-    refuted="Either control level with RL on the long sizes, or no gain in greedy decoding.",
+    refuted="Either control level with RL on mixed signs, or no gain in greedy decoding.",
     comparisons=(("rl", "rl_more_sft"), ("rl", "rl_rejection"), ("rl", "cold_start")),
     allowed_differences={
         ("rl", "rl_more_sft"): {
@@ -237,8 +241,8 @@ DISTILLATION = Protocol(
     ),
     control="RL on the same queries in the same prompt forms for the same operations, the teacher's own work counted; "
     "and SFT on texts of the same teacher. Both are tuned over as many rates.",
-    items="Three parts, whose means are averaged: short sizes without a flag, long sizes without a flag, long sizes "
-    f"with /think. {_EACH}; eight samples an item at T = 1.",
+    items="Three parts, whose means are averaged: families as shown in text and mixed signs, both without a flag, "
+    f"and mixed signs with /think. {_EACH}; eight samples an item at T = 1.",
     rules=(
         Rule("over_rl", "distillation minus RL, pass@1", 0, "above"),
         Rule("over_sft", "distillation minus more SFT, pass@1", 0, "above"),
@@ -248,9 +252,9 @@ DISTILLATION = Protocol(
     shown=(
         Shown("pass_k_sft", "distillation minus more SFT, pass@8"),
         Shown("start", "distillation minus the common start, pass@1"),
-        Shown("no_flag_short", "distillation minus RL, pass@1, short sizes, no flag"),
-        Shown("no_flag_long", "distillation minus RL, pass@1, long sizes, no flag"),
-        Shown("flag_long", "distillation minus RL, pass@1, long sizes, /think"),
+        Shown("no_flag_pure", "distillation minus RL, pass@1, families as shown in text, no flag"),
+        Shown("no_flag_mixed", "distillation minus RL, pass@1, mixed signs, no flag"),
+        Shown("flag_mixed", "distillation minus RL, pass@1, mixed signs, /think"),
     ),
     refuted="RL or more SFT level with distillation in pass@1, or RL level with it in pass@8.",
     comparisons=(("student_opd", "student_rl"), ("student_opd", "student_more_sft")),

@@ -10,8 +10,8 @@ from functools import partial
 from twofold.recipes.claims.case import Case, Measured
 from twofold.recipes.claims.declared import RL_GAIN, THINKING_GAIN
 from twofold.recipes.evidence import (
-    GROWING,
     HARD,
+    SIGNED,
     Facts,
     fact,
     lookup,
@@ -49,17 +49,17 @@ def rl_gain(facts: Facts) -> Claim:
     """On sizes without traces RL beats, at equal operations, more SFT and rejection-sampling SFT at T = 0.6, and the
     cold start in greedy decoding (paired, lower ends above 0).
 
-    T = 1, pass@8 of all arms, sizes beyond all training and short sizes are shown, not judged.
+    T = 1, pass@8 of all arms, sizes beyond all training and families as shown in text are shown, not judged.
     """
     case = Case(facts, RL_GAIN)
     for name, other in (("more_sft", "rl_more_sft"), ("rejection", "rl_rejection")):
-        case.gain(name, "eval_rl/items/long", f"eval_{other}/items/long", GROWING)
-    case.gain("greedy", "eval_rl/items/long_greedy", "eval_cold_start/items/long_greedy", GROWING)
+        case.gain(name, "eval_rl/items/mixed", f"eval_{other}/items/mixed", SIGNED)
+    case.gain("greedy", "eval_rl/items/mixed_greedy", "eval_cold_start/items/mixed_greedy", SIGNED)
     arms = {"start": "cold_start", "rl": "rl", "rejection": "rl_rejection", "more_sft": "rl_more_sft"}
     for name, stage in arms.items():
-        path = f"eval_{stage}/items/long_hot"
+        path = f"eval_{stage}/items/mixed_hot"
         if name != "rl":
-            case.gain(f"hot_{name}", "eval_rl/items/long_hot", path)
+            case.gain(f"hot_{name}", "eval_rl/items/mixed_hot", path)
         if not missing(facts, path) and samples_per_item(facts, path) >= PASS_K:
             case.measure(f"pass_{name}", (path,), partial(pass_at_level, rows(facts, path), PASS_K))
     case.gain("beyond", "eval_rl/items/beyond", "eval_cold_start/items/beyond")

@@ -24,7 +24,7 @@ DIFFERENCES: dict[Difference, str] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A stage that the claim looks at. scored: where its held-out score stands (``eval_rl/items/long``), or ""."""
+    """A stage that the claim looks at. scored: where its held-out score stands (``eval_rl/items/mixed``), or ""."""
 
     stage: str
     what: str

@@ -16,8 +16,8 @@ from twofold.report.model import Claim
 from twofold.report.text import number
 
 PASS_K = 8
-# Short sizes without a flag, long ones without, long ones with /think: each counts a third.
-PARTS = ("hot", "long_hot", "long_flag")
+# Families as shown in text, mixed signs, and mixed signs with /think: each counts a third.
+PARTS = ("hot", "mixed_hot", "mixed_flag")
 ARMS = ("student_opd", "student_rl", "student_more_sft")
 
 
@@ -29,7 +29,7 @@ def distillation(facts: Facts) -> Claim:
         case.measure(name, _paths("student_opd", other), partial(mean_gain, facts, other))
     for name, other in (("pass_k", "student_rl"), ("pass_k_sft", "student_more_sft")):
         case.measure(name, _paths("student_opd", other), partial(mean_pass_gain, facts, other))
-    for name, part in (("no_flag_short", "hot"), ("no_flag_long", "long_hot"), ("flag_long", "long_flag")):
+    for name, part in (("no_flag_pure", "hot"), ("no_flag_mixed", "mixed_hot"), ("flag_mixed", "mixed_flag")):
         case.gain(name, f"eval_student_opd/items/{part}", f"eval_student_rl/items/{part}")
     counts = [f"{arm}/result/flops" for arm in ARMS]
 
