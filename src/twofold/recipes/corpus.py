@@ -106,8 +106,8 @@ def _text_documents(seed: int) -> tuple[list[corpus.Document], list[corpus.Docum
 
 
 def _task_texts(count: int, seed: int, config: DataConfig, curriculum: bool) -> Iterable[str]:
-    """Step-by-step items (of the pure reach) mostly with their steps, easy ones mostly without, and some whose reply may
-    have any form."""
+    """Items of the pure reach: those that need steps mostly with them, easy ones mostly without, and some whose reply
+    may have any form."""
     hard = [task for task in default_families() if task.step_by_step]
     hard += [Swap(), Run(), Find()]  # twice as often as the others: they are learnt last
     easy = easy_families()

@@ -18,7 +18,7 @@ _SAMPLING = (
 )
 _EACH = f"{ITEMS_PER_FAMILY} items a family"
 _HARD = "the families that need steps (sum, swap, run, top, find)"
-_MIXED = "run and top with mixed signs, for which no training text of any stage shows a trace"
+_MIXED = "run and top with mixed signs, for which no solver trace exists at any stage"
 
 THINKING_GAIN = Protocol(
     key="thinking_gain",
