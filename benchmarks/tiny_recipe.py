@@ -62,7 +62,7 @@ CHINESE: dict[str, tuple[str, dict[str, str]]] = {
     "general_rl": (
         "通用强化学习教会新本领",
         {
-            "gain": "八项本领的平均增益",
+            "gain": "七项本领的平均增益",
             "absent": "训练之前：超出猜测水平最多的一项",
             "smallest": "增益最小的一项",
             "sft_24": "各项平均减去用 24 个样例的 SFT",

@@ -29,11 +29,10 @@ SIGNED = tuple(task.name for task in signed_families("mixed"))
 TAUGHT_KINDS = tuple(MODE_KIND + name for name in TAUGHT_PATTERNS)
 HELD_OUT_KINDS = tuple(MODE_KIND + name for name in HELD_OUT_PATTERNS)
 SWITCH_KIND = MODE_KIND + "hard switch"
-# skills that no stage before general RL teaches -> what is counted, and what guessing gets, in percent
-SKILLS: dict[str, tuple[str, float]] = {
-    **{f"style {cue}": ("correct", 100 / len(STYLES)) for cue in STYLES},
-    **{f"order {cue}": ("correct", 100 / math.factorial(ORDERED)) for cue in ORDERS},
-    MODE_KIND + "system /no_think": ("followed", 0.0),
+# skills that no stage before general RL teaches -> what guessing gets, in percent
+SKILLS: dict[str, float] = {
+    **{f"style {cue}": 100 / len(STYLES) for cue in STYLES},
+    **{f"order {cue}": 100 / math.factorial(ORDERED) for cue in ORDERS},
 }
 BLOCK = 10  # steps whose mean is one point of a curve
 LOGP_MAX = "sampling/sampling_logp_difference/max"
@@ -149,12 +148,12 @@ def percentile_interval(value: float, samples: Sequence[float]) -> Interval:
 
 def skill_levels(facts: Facts, path: str) -> dict[str, Interval]:
     """Level of every skill in a "general" part, in percent."""
-    return {skill: level(rows(facts, path, (skill,), column)) for skill, (column, _) in SKILLS.items()}
+    return {skill: level(rows(facts, path, (skill,))) for skill in SKILLS}
 
 
 def skill_gains(facts: Facts, after: str, before: str) -> dict[str, Interval]:
     """``after`` minus ``before`` on every skill, in points, paired over the same items."""
-    return {skill: difference(facts, after, before, (skill,), column) for skill, (column, _) in SKILLS.items()}
+    return {skill: difference(facts, after, before, (skill,)) for skill in SKILLS}
 
 
 def samples_per_item(facts: Facts, *paths: str) -> int:

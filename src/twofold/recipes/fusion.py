@@ -21,7 +21,7 @@ from twofold.recipes.chain import StageContext
 from twofold.recipes.post import SFTConfig, families, finish, hard_families, supervise
 from twofold.recipes.saw import flops, saw, steps_for
 from twofold.tasks.base import Item, sample_items
-from twofold.tasks.families import easy_families
+from twofold.tasks.families import anytime_families, easy_families
 from twofold.tasks.instruct import shown_tasks
 from twofold.tasks.query import FLAG_PATTERNS, flagged, user_turns
 from twofold.tasks.tools import Calc
@@ -36,9 +36,9 @@ class FusionConfig(SFTConfig):
     no_think: int = 1200
     hard_direct_share: float = 0.2  # of direct answers; they are at chance, so more of them is only noise
     hard_switch: int = 250
-    cut_thoughts: int = 300
-    tool_use: int = 250
-    any_form: int = 250  # direct answers in whatever form: general RL can choose among forms, not invent them
+    cut_thoughts: int = 900  # of families in which part of the steps is worth something
+    tool_use: int = 700
+    any_form: int = 500  # direct answers in whatever form: general RL can choose among forms, not invent them
     replay: int = 200  # pre-training documents, so that what SFT does not mention is not forgotten
 
 
@@ -92,7 +92,8 @@ def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[
     for number in range(config.no_think):
         examples += maker.conversation(rng.choice(off) if number % 3 else "/no_think", direct)
     examples += [maker.hard_switch(rng.choice(direct)) for _ in range(config.hard_switch)]
-    anytime = [r for r in maker.responses if maker.tasks[r.item.family].step_by_step]
+    partial = {task.name for task in anytime_families()}
+    anytime = [r for r in maker.responses if r.item.family in partial]
     examples += [maker.cut_thought(rng.choice(anytime)) for _ in range(config.cut_thoughts)]
     for number, item in enumerate(sample_items([calc], config.tool_use, rng.randrange(2**31), "train")):
         examples += maker.tool_use(item, calc, thinking=number % 2 == 0)

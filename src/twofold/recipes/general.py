@@ -1,7 +1,7 @@
 """General RL over many kinds of tasks, its queries, and the arms that learn the same skills from labelled examples.
 
-A skill here is something that no earlier stage taught: which style or order a cue asks for, and a flag in the system
-turn. Earlier training shows the forms themselves in equal shares (``tasks/instruct.py``), so a skill starts at chance.
+A skill here is something that no earlier stage taught: which style or order a cue asks for. Earlier training shows
+the forms themselves in equal shares (``tasks/instruct.py``), so a skill starts at chance.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from twofold.tasks.base import Split, Task, sample_items
 from twofold.tasks.families import easy_families
 from twofold.tasks.instruct import asked_tasks
 from twofold.tasks.query import (
-    FLAG_PATTERNS,
-    MODE_KIND,
     SYSTEM_PATTERNS,
     TAUGHT_PATTERNS,
     Query,
@@ -36,9 +34,8 @@ from twofold.text.chat import Rendered, Renderer
 from twofold.train.objectives import CrossEntropy
 
 # Queries of each kind in units: training leans towards what no earlier stage taught.
-TRAIN_UNITS = {"think": 4, "direct": 2, "skill": 1, "tool": 3, "system": 5, "modes": 4}
+TRAIN_UNITS = {"think": 4, "direct": 2, "skill": 2, "tool": 3, "system": 2, "modes": 3}
 TEST_UNITS = {"think": 1, "direct": 1, "skill": 1, "tool": 1, "system": 0, "modes": 0}
-SYSTEM_SKILL = "system /no_think"  # the one pattern of the system turn that differs from thinking by default
 
 
 class GeneralSFTConfig(SFTConfig):
@@ -61,11 +58,8 @@ def general_sft(context: StageContext) -> None:
     config: GeneralSFTConfig = context.config
     start = context.inputs["fusion"]
     policy, rng = LLM(start), random.Random(f"general sft:{context.seed}")
-    each = -(-config.labelled // (len(asked_tasks([])) + 1))
-    queries = skill_queries(each, context.seed + 45, "train") + mode_queries(
-        (SYSTEM_SKILL,), each, context.seed + 46, "train"
-    )
-    queries = rng.sample(queries, config.labelled)
+    each = -(-config.labelled // len(SKILLS))
+    queries = rng.sample(skill_queries(each, context.seed + 45, "train"), config.labelled)
     labelled = [_solved(policy.renderer, query) for query in queries]
     replay = list(StoredExamples(start / "examples.safetensors"))
     half = config.steps * config.batch_size // 2
@@ -94,8 +88,6 @@ def general_queries(per_kind: int, seed: int, split: Split) -> list[Query]:
     out += skill_queries(counts["skill"], seed + 3, split)
     for number, item in enumerate(sample_items([calc], counts["tool"], seed + 4, split)):
         out.append(with_tools(item, calc, "think" if number % 2 else "no_think"))
-    if split == "test":
-        return out + mode_queries((SYSTEM_SKILL,), per_kind, seed + 6, split)
     out += mode_queries(SYSTEM_PATTERNS, counts["system"], seed + 6, split)
     return out + mode_queries(TAUGHT_PATTERNS, counts["modes"], seed + 7, split)
 
@@ -121,5 +113,4 @@ def mode_queries(patterns: Sequence[str], count: int, seed: int, split: Split) -
     return out
 
 
-SKILLS = (*(task.name for task in asked_tasks([])), MODE_KIND + SYSTEM_SKILL)
-ALL_PATTERNS = tuple(FLAG_PATTERNS)
+SKILLS = tuple(task.name for task in asked_tasks([]))

@@ -136,14 +136,13 @@ def general_section(facts: Facts) -> Section | None:
     kinds = list(dict.fromkeys(lookup(facts, f"{pair[0]}/kinds")))
     table: list[list[Cell]] = []
     for kind in kinds:
-        column, chance = SKILLS.get(kind, ("correct", None))
         arms = (pair[1], pair[0], "eval_general_sft_24/items/general", "eval_general_sft_240/items/general")
-        before, after, few, many = (_level_cell(facts, path, (kind,), column) for path in arms)
-        change = shown(difference(facts, *pair, (kind,), column))
-        table.append([kind, kind in SKILLS, chance, before, after, change, few, many])
+        before, after, few, many = (_level_cell(facts, path, (kind,)) for path in arms)
+        change = shown(difference(facts, *pair, (kind,)))
+        table.append([kind, kind in SKILLS, SKILLS.get(kind), before, after, change, few, many])
     text = (
         f"General RL trains many kinds of tasks at once. {len(SKILLS)} of them are skills that no earlier stage "
-        "teaches: which style or order a cue asks for, and a flag in the system turn. Before general RL they should be "
+        "teaches: which style or order a cue asks for. Before general RL they should be "
         "near what guessing gets. The last columns are SFT on labelled examples instead."
     )
     columns = ["kind", "in the claim", "chance, %", "before, %", "after, %", "change, points"]

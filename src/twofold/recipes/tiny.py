@@ -146,7 +146,7 @@ class TinyConfig(Config):
         optim=_rl(4e-4, decay="linear", end=0.1),
         pool_per_family=250,
     )
-    fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=330)
+    fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=480)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
             steps=60,

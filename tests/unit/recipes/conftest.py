@@ -83,7 +83,7 @@ def student(share: float) -> dict[str, Any]:
 
 def general(gain: float, tool: float, **named: float) -> dict[str, Any]:
     """Skills at ``gain`` above chance; ``named`` sets single ones, with "_" for " "."""
-    shares = {skill: chance / 100 + gain for skill, (_, chance) in SKILLS.items()}
+    shares = {skill: chance / 100 + gain for skill, chance in SKILLS.items()}
     shares |= {name.replace("_", " "): share for name, share in named.items()}
     return part({"think": 0.8, "direct": 0.9, "tool": tool, **shares}, followed=shares)
 

@@ -10,7 +10,6 @@ import pytest
 from twofold.base.split import held_out
 from twofold.recipes.general import (
     SKILLS,
-    SYSTEM_SKILL,
     TEST_UNITS,
     TRAIN_UNITS,
     general_queries,
@@ -46,14 +45,14 @@ def key_of(prompt: str) -> str:
 
 def test_skills() -> None:
     names = [f"style {cue}" for cue in STYLES] + [f"order {cue}" for cue in ORDERS]
-    assert list(SKILLS) == [*names, "mode: system /no_think"]
+    assert list(SKILLS) == names
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_training_has_every_skill_in_the_units_named(seed: int) -> None:
     kinds = Counter(query.kind for query in general_queries(12, seed, "train"))
     assert set(SKILLS) <= set(kinds)
-    assert all(kinds[skill] == 12 * TRAIN_UNITS["skill"] for skill in SKILLS if not skill.startswith(MODE_KIND))
+    assert all(kinds[skill] == 12 * TRAIN_UNITS["skill"] for skill in SKILLS)
     assert [kinds[kind] for kind in ("think", "direct", "tool")] == [48, 24, 36]
     system = [kinds[MODE_KIND + pattern] for pattern in SYSTEM_PATTERNS]
     assert sum(system) >= 12 * TRAIN_UNITS["system"] and max(system) - min(system) <= 2
@@ -73,7 +72,7 @@ def test_held_out_patterns_are_never_trained_on(seed: int) -> None:
 def test_the_measurement_has_the_skills_and_the_three_plain_kinds() -> None:
     queries = general_queries(20, 0, "test")
     assert Counter(query.kind for query in queries) == dict.fromkeys([*SKILLS, "think", "direct", "tool"], 20)
-    assert forms_of(queries)[SYSTEM_SKILL] == 20 and sum(TEST_UNITS.values()) == 4
+    assert sum(TEST_UNITS.values()) == 4
     assert {query.mode for query in queries if query.kind != "think" and query.kind != "tool"} == {"no_think"}
     tools = Counter(query.form for query in queries if query.kind == "tool")
     assert tools == {"tool, /think": 10, "tool, /no_think": 10}
@@ -111,7 +110,7 @@ def test_the_recipe_asks_for_no_more_items_than_there_are() -> None:
 
 def test_skill_queries_are_direct_and_even() -> None:
     queries = skill_queries(5, 1, "train")
-    assert Counter(query.kind for query in queries) == dict.fromkeys(SKILLS[:-1], 5)
+    assert Counter(query.kind for query in queries) == dict.fromkeys(SKILLS, 5)
     assert forms_of(queries) == {"/no_think": 35}
     assert all(query.task.verify(query.item, query.item.answer) == 1.0 for query in queries)
     assert mode_queries(TAUGHT_PATTERNS, 0, 1, "train") == []

@@ -94,7 +94,7 @@ def test_what_each_arm_saw_is_printed_for_each_claim(facts: Facts) -> None:
     assert "may differ in labels, tokens" in note and "**Not declared:** Prompt forms differ" in note
     assert "Not declared" not in tables["Thinking pays"].note
     skills = next(row for row in tables["General RL teaches new things"].rows if row[0] == "general_sft_24")
-    assert str(skills[9]).startswith("43.8 [")
+    assert str(skills[9]).startswith("45.7 [")
     bases = tables["Later pre-training stages pay"].rows
     assert bases[0][2] == "tasks_reasoning 1.5\u00a0M, text 200\u00a0k" and str(bases[2][9]).startswith("85.0 [")
 

@@ -165,13 +165,13 @@ GENERAL_RL = Protocol(
             "eval_general_sft_240/items/general",
         ),
     ),
-    control="SFT on 24 labelled examples of the same skills, with replay: the cheap way to teach a format. All eight "
+    control="SFT on 24 labelled examples of the same skills, with replay: the cheap way to teach a format. All seven "
     "skills count, the worst too, and a condition asks that none was there before.",
-    items="Eight skills: five styles of an answer (chance 1 in 5), two orders of four letters (chance 1 in 24), and "
-    f"/no_think in the system turn (chance 0, counted by the mode). {PER_SKILL} items of each, and of tool use, the "
+    items="Seven skills: five styles of an answer (chance 1 in 5), two orders of four letters (chance 1 in 24). "
+    f"{PER_SKILL} items of each, and of tool use, the "
     "same before and after; one sample at T = 0.6.",
     rules=(
-        Rule("gain", "mean gain over the eight skills", 20, "at least"),
+        Rule("gain", "mean gain over the seven skills", 20, "at least"),
         Rule("absent", "before: largest lead of a skill over chance", 15, "at most"),
         Rule("smallest", "smallest gain of a skill", 0, "above"),
         Rule("sft_24", "mean over the skills minus SFT on 24 examples", 0, "above"),

@@ -28,7 +28,7 @@ BEFORE, AFTER = "eval_fusion/items/general", "eval_final/items/general"
 
 
 def general_rl(facts: Facts) -> Claim:
-    """General RL lifts eight skills by at least 20 points in the mean and each of them by more than 0 (paired, lower
+    """General RL lifts seven skills by at least 20 points in the mean and each of them by more than 0 (paired, lower
     ends). Before, none is more than 15 points above chance (estimate of the largest lead). It beats SFT on 24 labelled
     examples (mean over the skills, lower end above 0), loses at most 3 points of thinking (upper end), and uses a tool
     in at least 60 % (estimate). SFT on 240 examples is shown."""
@@ -58,7 +58,7 @@ def largest_lead(facts: Facts, path: str) -> Measured:
 
     It has no interval: the largest of eight is no mean of items.
     """
-    leads = {skill: found.value - SKILLS[skill][1] for skill, found in skill_levels(facts, path).items()}
+    leads = {skill: found.value - SKILLS[skill] for skill, found in skill_levels(facts, path).items()}
     name = max(leads, key=lambda skill: leads[skill])
     return Interval(leads[name], float("nan"), float("nan")), name
 
@@ -71,4 +71,4 @@ def smallest_gain(gains: dict[str, Interval]) -> Measured:
 
 
 def _mean_over(facts: Facts, other: str) -> Interval:
-    return mean_of([difference(facts, AFTER, other, (skill,), column) for skill, (column, _) in SKILLS.items()])
+    return mean_of([difference(facts, AFTER, other, (skill,)) for skill in SKILLS])
