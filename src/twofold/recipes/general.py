@@ -34,7 +34,7 @@ from twofold.text.chat import Rendered, Renderer
 from twofold.train.objectives import CrossEntropy
 
 # Queries of each kind in units: training leans towards what no earlier stage taught.
-TRAIN_UNITS = {"think": 4, "direct": 2, "skill": 2, "tool": 3, "system": 2, "modes": 3}
+TRAIN_UNITS = {"think": 4, "direct": 1, "skill": 4, "tool": 4, "system": 2, "modes": 3}
 TEST_UNITS = {"think": 1, "direct": 1, "skill": 1, "tool": 1, "system": 0, "modes": 0}
 
 

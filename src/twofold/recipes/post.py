@@ -69,12 +69,13 @@ class RLStageConfig(Config):
 
 
 class RejectionConfig(Config):
-    """Rejection-sampling SFT at the cost of the RL run: sampling, keeping what is right, training on it."""
+    """Rejection-sampling SFT at the cost of the RL run: sampling, keeping what is right, training on it and, as often,
+    on solver traces of fresh items, without which it forgets the other families."""
 
     optim: OptimConfig
     batch_size: int = 32
-    samples: int = 8
-    kept_per_query: int = 4
+    samples: int = 24
+    kept_per_query: int = 8
     tuned: tuple[float, ...] = ()
 
 
@@ -224,12 +225,13 @@ def rejection_control(context: StageContext) -> None:
     items = [Item(**row) for row in read_jsonl(context.inputs["rl"] / "queries.jsonl")]
     queries = [single(item, tasks[item.family]) for item in items]
     budget = read_json(context.inputs["rl"] / "result.json")["flops"]
-    kept = kept_samples(policy, queries, config, context.seed)
-    examples = [as_example(trajectory) for trajectory in kept]
+    kept = [as_example(trajectory) for trajectory in kept_samples(policy, queries, config, context.seed)]
+    examples = kept + trace_examples(policy.renderer, len(kept), context.seed + 23)
     left = budget - flops(policy, 0, policy.engine.generated_tokens)
     steps = steps_for(policy, left, examples, config.batch_size)
     trainer = supervise(context, policy, examples, steps, config.batch_size, config.optim)
-    result = saw(policy, trainer, forms_of(queries), "own samples that the verifier kept", config.tuned)
+    labels = "own samples that the verifier kept, solver traces"
+    result = saw(policy, trainer, forms_of(queries), labels, config.tuned)
     finish(policy, context, result | {"examples": len(examples), "queries": len(queries)})
 
 
@@ -248,13 +250,18 @@ def as_example(trajectory: Trajectory) -> Rendered:
     return Rendered(list(trajectory.token_ids), [float(chosen) for chosen in trajectory.sampled])
 
 
+def trace_examples(renderer: Renderer, count: int, seed: int) -> list[Rendered]:
+    """Solver traces of fresh items, families in turn."""
+    items = sample_items(hard_families(), count, seed, "train")
+    return [thinking_example(renderer, Response(item, item.traces[0], item.answer)) for item in items]
+
+
 def more_sft_control(context: StageContext) -> None:
     """Opponent of RL: more SFT on the traces there are (fresh items), same start, same operations."""
     config: MoreSFTConfig = context.config
     policy = LLM(context.inputs["cold_start"])
     budget = read_json(context.inputs["rl"] / "result.json")["flops"]
-    items = sample_items(hard_families(), config.items, context.seed + 23, "train")
-    examples = [thinking_example(policy.renderer, Response(item, item.traces[0], item.answer)) for item in items]
+    examples = trace_examples(policy.renderer, config.items, context.seed + 23)
     steps = steps_for(policy, budget, examples, config.batch_size)
     trainer = supervise(context, policy, examples, steps, config.batch_size, config.optim)
     finish(policy, context, saw(policy, trainer, Counter({"no flag": len(examples)}), "solver traces", config.tuned))

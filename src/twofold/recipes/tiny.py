@@ -145,19 +145,20 @@ class TinyConfig(Config):
         rl=RLConfig(steps=50, entropy_low=0.03, entropy_high=0.6),
         optim=_rl(4e-4, decay="linear", end=0.1),
         pool_per_family=250,
+        tuned=(2e-4, 4e-4, 8e-4),
     )
     fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=480)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
-            steps=60,
-            queries_per_step=32,
-            group_size=8,
+            steps=80,
+            queries_per_step=20,
+            group_size=16,
             max_tokens=96,
-            kl_coef=0.05,
+            kl_coef=0.02,
             entropy_low=0.03,
             entropy_high=3.0,
         ),
-        optim=_rl(3e-4, decay="linear", end=0.1),
+        optim=_rl(6e-4, decay="linear", end=0.1),
         pool_per_family=60,
     )
 
@@ -166,8 +167,8 @@ class PostControls(Config):
     """Opponents of the flagship's post-training stages."""
 
     direct: SFTConfig = SFTConfig(optim=_sft(0.01, 3e-3), steps=250)
-    more_sft: MoreSFTConfig = MoreSFTConfig(optim=_sft(0.005, 1.5e-3))
-    rejection: RejectionConfig = RejectionConfig(optim=_sft(0.005, 1.5e-3))
+    more_sft: MoreSFTConfig = MoreSFTConfig(optim=_sft(0.005, 1.5e-3), tuned=(0.0025, 0.005, 0.01))
+    rejection: RejectionConfig = RejectionConfig(optim=_sft(0.01, 3e-3), tuned=(0.0025, 0.005, 0.01))
     think_only: ThinkOnlyConfig = ThinkOnlyConfig(optim=_sft(0.005, 1.5e-3))
     general_sft_24: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.003, 1e-3), steps=60)
     general_sft_240: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.003, 1e-3), steps=60, labelled=240)

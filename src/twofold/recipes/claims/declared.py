@@ -87,7 +87,7 @@ RL_GAIN = Protocol(
         Arm("rl", "RL with a verifier on mixed queries", "eval_rl/items/mixed"),
         Arm(
             "rl_rejection",
-            "control: SFT on own samples that the same verifier kept, same queries",
+            "control: SFT on own samples that the same verifier kept, same queries, half and half with solver traces",
             "eval_rl_rejection/items/mixed",
         ),
         Arm(
