@@ -53,7 +53,7 @@ def test_training_has_every_skill_in_the_units_named(seed: int) -> None:
     kinds = Counter(query.kind for query in general_queries(12, seed, "train"))
     assert set(SKILLS) <= set(kinds)
     assert all(kinds[skill] == 12 * TRAIN_UNITS["skill"] for skill in SKILLS)
-    assert [kinds[kind] for kind in ("think", "direct", "tool")] == [48, 24, 36]
+    assert [kinds[kind] for kind in ("think", "direct", "tool")] == [48, 12, 48]
     system = [kinds[MODE_KIND + pattern] for pattern in SYSTEM_PATTERNS]
     assert sum(system) >= 12 * TRAIN_UNITS["system"] and max(system) - min(system) <= 2
     assert all(kinds[MODE_KIND + pattern] > 0 for pattern in TAUGHT_PATTERNS)

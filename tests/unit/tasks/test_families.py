@@ -126,7 +126,7 @@ def check_find(prompt: str, trace: str) -> str | None:
     if sums.count(wanted) != 1:
         return None
     place = sums.index(wanted)
-    shown = [f"{c}{a}+{b}={value}" for (c, a, b), value in zip(entries, sums, strict=True)][: place + 1]
+    shown = [f"{c}{a}+{b}={value};{wanted}" for (c, a, b), value in zip(entries, sums, strict=True)][: place + 1]
     return entries[place][0] if trace == " " + " ".join([*shown, entries[place][0]]) else None
 
 
@@ -468,4 +468,4 @@ def test_answers_can_be_corrupted_too(task: Task) -> None:
 
 def test_corrupt_needs_something_to_change() -> None:
     with pytest.raises(InputError, match="cannot corrupt"):
-        corrupt(" nothing", random.Random(0))
+        corrupt(" ?!", random.Random(0))
