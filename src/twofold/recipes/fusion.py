@@ -6,8 +6,8 @@ Not here: general RL, which teaches what fusion leaves untaught (``general.py``)
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from twofold.base.config import Config
 from twofold.base.files import read_json, read_jsonl
@@ -21,7 +21,7 @@ from twofold.recipes.chain import StageContext
 from twofold.recipes.post import SFTConfig, families, finish, hard_families, supervise
 from twofold.recipes.saw import flops, saw, steps_for
 from twofold.tasks.base import Item, sample_items
-from twofold.tasks.families import anytime_families, easy_families
+from twofold.tasks.families import anytime_families, easy_families, signed_families
 from twofold.tasks.instruct import shown_tasks
 from twofold.tasks.query import FLAG_PATTERNS, flagged, user_turns
 from twofold.tasks.tools import Calc
@@ -43,10 +43,11 @@ class FusionConfig(SFTConfig):
 
 
 class ThinkOnlyConfig(Config):
-    """The control of fusion: the same thinking responses and as many tokens, nothing else."""
+    """The control of fusion: thinking responses and as many tokens, nothing else. fresh: further queries."""
 
     optim: OptimConfig
     batch_size: int = 32
+    fresh: int = 4000
     tuned: tuple[float, ...] = ()
 
 
@@ -72,12 +73,15 @@ def fusion(context: StageContext) -> None:
     finish(policy, context, result | {"rejected": dict(reasons), "examples": len(examples)})
 
 
-def own_responses(context: StageContext, policy: LLM) -> tuple[list[Response], Any]:
+def own_responses(context: StageContext, policy: LLM) -> tuple[list[Response], Counter[str]]:
     """Thoughts of the stage-2 model on the queries of stages 1 and 2 that pass every filter."""
     stage1 = [Item(**row) for row in read_jsonl(context.inputs["cold_start"] / "queries.jsonl")]
     stage2 = [Item(**row) for row in read_jsonl(context.inputs["rl"] / "queries.jsonl")]
+    return _kept_thoughts(context, policy, [*stage1, *stage2[: len(stage1)]])
+
+
+def _kept_thoughts(context: StageContext, policy: LLM, asked: Sequence[Item]) -> tuple[list[Response], Counter[str]]:
     params = SamplingParams(0.6, max_tokens=128, n=2, seed=context.seed)
-    asked = [*stage1, *stage2[: len(stage1)]]
     return synth.rejection_sample(policy.engine, policy.renderer, asked, families(), params)
 
 
@@ -112,10 +116,18 @@ def _calls_for(pattern: str) -> str:
 
 
 def think_only(context: StageContext) -> None:
-    """Control of fusion's cost: thinking responses alone, for as many tokens as fusion trained on."""
+    """Control of fusion's cost: thinking responses alone, for as many tokens as fusion trained on.
+
+    The responses are to fresh queries besides fusion's own, so that the control does not see the same few again and
+    again.
+    """
     config: ThinkOnlyConfig = context.config
     policy, tasks = LLM(context.inputs["rl"]), families()
     responses, reasons = own_responses(context, policy)
+    fresh = sample_items(hard_families(), config.fresh // 2, context.seed + 36, "train")
+    fresh += sample_items(signed_families("mixed"), config.fresh // 2, context.seed + 37, "train")
+    more, more_reasons = _kept_thoughts(context, policy, fresh)
+    responses, reasons = responses + more, reasons + more_reasons
     maker = FusionMaker(policy.renderer, tasks, responses, context.seed)
     patterns = [p for p in maker.patterns if _calls_for(p) == "think" and len(FLAG_PATTERNS[p]) == 1]
     examples = [view for number in range(len(responses)) for view in maker.conversation(patterns[number % 2], [])]

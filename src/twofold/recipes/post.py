@@ -84,7 +84,7 @@ class MoreSFTConfig(Config):
 
     optim: OptimConfig
     batch_size: int = 32
-    items: int = 3000
+    items: int = 12000
     tuned: tuple[float, ...] = ()
 
 

@@ -181,13 +181,16 @@ class StudentConfig(Config):
     s2: PretrainConfig = _s2(STUDENT, 2_000_000)
     off_policy: OffPolicyConfig = OffPolicyConfig(optim=_sft(0.01, 3e-3), steps=100)
     rl: RLStageConfig = RLStageConfig(
-        rl=RLConfig(steps=60, entropy_low=0.03, entropy_high=0.6), optim=_rl(4e-4, decay="linear", end=0.1)
+        rl=RLConfig(steps=60, entropy_low=0.03, entropy_high=0.6),
+        optim=_rl(4e-4, decay="linear", end=0.1),
+        tuned=(2e-4, 4e-4, 8e-4),
     )
     on_policy: OnPolicyConfig = OnPolicyConfig(
-        distill=DistillConfig(steps=1000, temperature=0.6),
-        optim=OptimConfig(muon_lr=0.003, adam_lr=1e-3, warmup=2, decay="linear", end=0.1),
+        distill=DistillConfig(steps=1000, queries_per_step=32, temperature=0.6),
+        optim=OptimConfig(muon_lr=0.005, adam_lr=1.5e-3, warmup=2, decay="linear", end=0.1),
+        tuned=(0.003, 0.005, 0.01),
     )
-    more_sft: TeacherTextConfig = TeacherTextConfig(optim=_sft(0.005, 1.5e-3))
+    more_sft: TeacherTextConfig = TeacherTextConfig(optim=_sft(0.01, 3e-3), tuned=(0.0025, 0.005, 0.01))
 
 
 class TinyFullConfig(TinyConfig):
