@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from twofold.base.config import Config
-from twofold.base.files import read_json
+from twofold.base.files import read_json, read_jsonl, write_jsonl
 from twofold.base.records import Message, SamplingParams
 from twofold.episodes.play import play
 from twofold.llm import LLM
+from twofold.post import synth
 from twofold.post.distill import DistillConfig, DistillSource
 from twofold.post.rewards import reasoning_reward
 from twofold.recipes.chain import StageContext
-from twofold.recipes.post import SFTConfig, families, finish, hard_families, supervise, train_rl
+from twofold.recipes.post import RLStageConfig, SFTConfig, families, finish, hard_families, supervise, train_rl
 from twofold.recipes.pretrain import run_training
 from twofold.recipes.saw import flops, forms_of, saw, step_tokens, steps_for
-from twofold.tasks.base import sample_items
+from twofold.tasks.base import Item, sample_items
 from twofold.tasks.families import signed_families
 from twofold.tasks.query import Mode, Query, single
 from twofold.text.chat import Rendered, Renderer
@@ -53,7 +55,8 @@ class TeacherTextConfig(Config):
     tuned: tuple[float, ...] = ()
 
 
-QUERIES = 3000  # of every arm after the off-policy phase
+QUERIES = 2400  # drawn for the arms after the off-policy phase; those that RL can learn from are asked by all three
+_ASKED = "queries.jsonl"
 
 
 def both_modes(count: int, think_share: float, seed: int) -> list[Query]:
@@ -103,10 +106,26 @@ def _teacher_example(renderer: Renderer, trajectory: Any) -> Rendered | None:
 
 def student_rl(context: StageContext) -> None:
     """RL on the student; its operations are what the other arms get."""
+    config: RLStageConfig = context.config
     start = context.inputs["student_sft"]
     student = LLM(start, exact=True)
-    queries = thinking_queries(QUERIES, context.seed + 77)
-    finish(student, context, train_rl(context, student, queries, reasoning_reward, start))
+    pool = thinking_queries(QUERIES, context.seed + 77)
+    params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
+    queries, rates = synth.learnable(student.engine, student.renderer, pool, params, *config.pass_rate)
+    write_jsonl(context.out / _ASKED, [{"item": asdict(q.item), "flag": q.form == "/think"} for q in queries])
+    result = train_rl(context, student, queries, reasoning_reward, start)
+    result |= {"pool": len(pool), "learnable": len(queries), "mean_pass_rate": sum(rates) / len(rates)}
+    finish(student, context, result)
+
+
+def asked_by_all(context: StageContext) -> list[Query]:
+    """The queries that RL chose as learnable for it, in the same forms."""
+    tasks = families()
+    out = []
+    for row in read_jsonl(context.inputs["student_rl"] / _ASKED):
+        item = Item(**row["item"])
+        out.append(single(item, tasks[item.family], "think" if row["flag"] else None))
+    return out
 
 
 def on_policy(context: StageContext) -> None:
@@ -114,7 +133,7 @@ def on_policy(context: StageContext) -> None:
     config: OnPolicyConfig = context.config
     student, teacher = LLM(context.inputs["student_sft"], exact=True), LLM(context.inputs["general_rl"])
     teacher.model.requires_grad_(False)
-    queries = thinking_queries(QUERIES, context.seed + 77)
+    queries = asked_by_all(context)
     source = DistillSource(student.engine, student.renderer, queries, config.distill, context.seed)
     objective = TokenKL(teacher.model, config.distill.direction, student.tokenizer.vocab_size)
     steps = min(config.distill.steps, _affordable(context, student, teacher, queries, config.distill))
@@ -139,7 +158,7 @@ def more_teacher_texts(context: StageContext) -> None:
     """The other opponent: SFT on teacher texts to the same queries, the teacher's sampling paid for."""
     config: TeacherTextConfig = context.config
     student, teacher = LLM(context.inputs["student_sft"]), LLM(context.inputs["general_rl"])
-    queries = thinking_queries(QUERIES, context.seed + 77)
+    queries = asked_by_all(context)
     examples = teacher_texts(student.renderer, teacher, queries, context.seed)
     beside = flops(teacher, 0, teacher.engine.generated_tokens)
     steps = steps_for(student, _operations_of_rl(context) - beside, examples, config.batch_size)

@@ -190,7 +190,7 @@ class StudentConfig(Config):
         optim=OptimConfig(muon_lr=0.005, adam_lr=1.5e-3, warmup=2, decay="linear", end=0.1),
         tuned=(0.003, 0.005, 0.01),
     )
-    more_sft: TeacherTextConfig = TeacherTextConfig(optim=_sft(0.01, 3e-3), tuned=(0.0025, 0.005, 0.01))
+    more_sft: TeacherTextConfig = TeacherTextConfig(optim=_sft(0.02, 6e-3), tuned=(0.0025, 0.005, 0.01, 0.02))
 
 
 class TinyFullConfig(TinyConfig):

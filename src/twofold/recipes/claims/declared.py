@@ -240,7 +240,7 @@ DISTILLATION = Protocol(
         Arm("student_more_sft", "control: more SFT on texts of the teacher", "eval_student_more_sft/items/hot"),
     ),
     control="RL on the same queries in the same prompt forms for the same operations, the teacher's own work counted; "
-    "and SFT on texts of the same teacher. Both are tuned over as many rates.",
+    "and SFT on texts of the same teacher. The queries are those of which RL can learn: solved now and then.",
     items="Three parts, whose means are averaged: families as shown in text and mixed signs, both without a flag, "
     f"and mixed signs with /think. {_EACH}; eight samples an item at T = 1.",
     rules=(
@@ -266,6 +266,7 @@ DISTILLATION = Protocol(
         ("student_opd", "student_more_sft"): {
             "labels": "the teacher's distribution on own samples against its texts is the thing that is tested",
             "tokens": _SAMPLING,
+            "tuning": "the opponent was tried at one rate more",
         },
     },
 )
