@@ -183,6 +183,7 @@ class StudentConfig(Config):
     rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(steps=60, entropy_low=0.03, entropy_high=0.6),
         optim=_rl(4e-4, decay="linear", end=0.1),
+        probe_samples=4,
         tuned=(2e-4, 4e-4, 8e-4),
     )
     on_policy: OnPolicyConfig = OnPolicyConfig(
