@@ -45,19 +45,25 @@ CHINESE: dict[str, tuple[str, dict[str, str]]] = {
             "thinking": "最终模型思考，最差的多步任务",
             "direct": "最终模型 `/no_think`，最差的简单任务",
             "fusion_cost": "融合减去只学思考的对照，思考",
+            "fusion_cost_mixed": "融合减去只学思考的对照，思考，混合正负号",
         },
     ),
     "rl_gain": (
         "推理强化学习的增益",
         {
-            "more_sft": "强化学习减去更多 SFT，T = 0.6",
-            "rejection": "强化学习减去拒绝采样 SFT，T = 0.6",
-            "greedy": "强化学习减去冷启动，贪心解码",
+            "more_sft": "强化学习减去更多 SFT，较差的一类任务，T = 0.6",
+            "rejection": "强化学习减去拒绝采样 SFT，较差的一类任务，T = 0.6",
+            "greedy": "强化学习减去冷启动，较差的一类任务，贪心解码",
+            "forgetting": "强化学习减去冷启动，训练文本中已有的任务",
         },
     ),
     "mode_following": (
         "开关听话",
-        {"worst": "训练过的写法中最差的一种", "held_out": "两种从未训练的写法合计"},
+        {
+            "worst": "训练过的写法中最差的一种",
+            "held_out": "八种从未训练的写法中最差的一种",
+            "held_out_mean": "八种从未训练的写法合计",
+        },
     ),
     "general_rl": (
         "通用强化学习教会新本领",
@@ -91,14 +97,15 @@ CHINESE: dict[str, tuple[str, dict[str, str]]] = {
     "pretraining": (
         "后续预训练阶段有收益",
         {
-            "stage2_tasks": "第二段减去继续第一段，任务",
-            "stage3_beyond": "第三段相对旧 RoPE 基数节省，256 之外",
+            "stage2_tasks": "第二段减去按第一段配比继续训练，任务",
+            "stage2_text": "第二段相对按第一段配比继续训练多花，文本，256 之内",
+            "stage3_beyond": "第三段相对旧 RoPE 基数节省，512 至 1,024",
             "stage3_inside": "第三段相对旧 RoPE 基数多花，256 之内",
-            "retrieval": "远距离检索，第三段减去第二段",
+            "retrieval": "远距离检索，第三段减去旧 RoPE 基数",
         },
     ),
     "moe_balance": (
-        "全局均衡让专家分工",
+        "全局均衡让专家在任务类别之间分工",
         {"distance": "任务类别之间的距离，全局减去微批次", "dead": "全局均衡下没有闲置的专家"},
     ),
 }

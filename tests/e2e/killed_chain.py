@@ -6,11 +6,13 @@ State is saved after every step that allows it.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from twofold.base.config import Config
+from twofold.base.files import write_jsonl
 from twofold.episodes.play import Trajectory
 from twofold.llm import LLM
 from twofold.post.distill import DistillConfig
@@ -42,6 +44,8 @@ def small_rl(context: StageContext) -> None:
     tasks = {task.name: task for task in hard_families()}
     items = sample_items(list(tasks.values()), 8 * len(tasks), context.seed, "train")
     queries = [single(item, tasks[item.family]) for item in items]
+    asked = [{"item": asdict(query.item), "flag": number % 2 == 0} for number, query in enumerate(queries)]
+    write_jsonl(context.out / "queries.jsonl", asked)  # distillation asks what RL was asked
     finish(policy, context, train_rl(context, policy, queries, even_reward, start))
 
 
@@ -62,7 +66,7 @@ def build() -> Chain:
     )
     rl = RLStageConfig(
         rl=RLConfig(
-            steps=8, queries_per_step=4, group_size=4, max_tokens=24, entropy_low=6.0, entropy_high=7.0, kl_coef=0.02
+            steps=8, queries_per_step=4, group_size=4, max_tokens=48, entropy_low=6.0, entropy_high=7.0, kl_coef=0.02
         ),
         optim=ADAM,
     )

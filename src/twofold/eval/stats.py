@@ -2,7 +2,7 @@
 
 Every interval is two-sided, 95 % by default (z = 1.96). Within a run the unit of evidence is the *item*: several
 samples of one item are averaged first and the error is taken over items. Over runs it is the training seed
-(``across``). Not here: running evaluations. Imports neither torch nor scipy.
+(``across``), with the error over items once more. Not here: running evaluations. Imports neither torch nor scipy.
 """
 
 from __future__ import annotations
@@ -97,20 +97,30 @@ def student_t(share: float, df: int) -> float:
     return (low + high) / 2
 
 
-def across(values: Sequence[float], share: float = 0.95) -> Interval:
-    """Mean of independent estimates with a Student-t interval: one estimate a training seed, each on items of its own.
+def across(values: Sequence[float], halves: Sequence[float] = (), share: float = 0.95) -> Interval:
+    """Mean of estimates, one a training seed, with an interval over seeds that takes the items' own error in once more.
 
-    This is the hierarchical interval over training seeds and items. A seed's estimate differs from the true effect by
-    the luck of its training and by the luck of its items. Both are drawn afresh for every seed, so the spread between
-    the estimates holds both, and no model of either is needed.
-    Example: gains of 4, 6 and 8 points on three seeds: mean 6, spread 2, so 6 ± 4.303 · 2 / √3 = [1.03, 10.97].
+    A seed's estimate differs from the true effect by the luck of its training and by the luck of its items. Were the
+    items of every seed its own, the spread between the estimates would hold both (Student's t). Some families have so
+    few held-out items that seeds share them, and luck that all seeds share makes no spread. So the half width is
+    sqrt((t · s / √S)² + mean of h²), with h a run's half width over its items: as if every seed had the same items.
+    That is right when all items are shared and too wide when none is.
+    Example: gains of 4, 6 and 8 points, each ± 3 over its items: mean 6, spread 2, so 6 ± √((4.303 · 2 / √3)² + 3²) =
+    6 ± 5.80 = [0.20, 11.80].
+
+    Args:
+        halves: half widths over items of the runs that have one, in the unit of the values; without any, Student's t
+            alone.
 
     Raises:
         InputError: fewer than two estimates, which have no spread.
     """
     if len(values) < 2:
         raise InputError(f"an interval over training seeds needs at least 2 seeds, got {len(values)}; run more seeds")
-    return mean_interval(values, student_t((1 + share) / 2, len(values) - 1))
+    seeds = mean_interval(values, student_t((1 + share) / 2, len(values) - 1))
+    items = math.sqrt(math.fsum(half * half for half in halves) / len(halves)) if halves else 0.0
+    half = math.hypot((seeds.high - seeds.low) / 2, items)
+    return Interval(seeds.value, seeds.value - half, seeds.value + half)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -145,10 +145,10 @@ class FusionMaker:
         """One conversation with the flags of ``pattern``: the last turn's exact view, thinking or not as called for."""
         thinking = self.rng.sample(self.responses, user_turns(pattern))
         chosen = [r.item for r in thinking]
-        query = flagged([(item, self.tasks[item.family]) for item in chosen], pattern, self.rng)
+        query = flagged([(item, self.tasks[item.family]) for item in chosen], pattern)
         if query.mode == "no_think":
             chosen[-1] = self.rng.choice(direct_items)
-            query = flagged([(item, self.tasks[item.family]) for item in chosen], pattern, self.rng)
+            query = flagged([(item, self.tasks[item.family]) for item in chosen], pattern)
             reply = Message("assistant", query.item.answer, "")
         else:
             reply = Message("assistant", thinking[-1].answer, thinking[-1].reasoning)

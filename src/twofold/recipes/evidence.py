@@ -156,6 +156,13 @@ def skill_gains(facts: Facts, after: str, before: str) -> dict[str, Interval]:
     return {skill: difference(facts, after, before, (skill,)) for skill in SKILLS}
 
 
+def smallest(gains: Mapping[str, Interval]) -> tuple[Interval, str]:
+    """The smallest estimate with its name, and the smallest ends: a lower end above 0 speaks for each of them."""
+    name = min(gains, key=lambda key: gains[key].value)
+    value, low, high = (min(getattr(gain, end) for gain in gains.values()) for end in ("value", "low", "high"))
+    return Interval(value, low, high), name
+
+
 def samples_per_item(facts: Facts, *paths: str) -> int:
     """The smallest number of samples an item has in any of the parts."""
     return min(len(row) for path in paths for row in rows(facts, path))
@@ -173,10 +180,9 @@ def pass_at_level(values: Rows, k: int) -> Interval:
     return percent(pass_at_k_interval([(len(row), round(sum(row))) for row in values], k))
 
 
-def window_values(bpb: list[Mapping[str, Any]], beyond: bool) -> list[float]:
-    """Bits per byte of each window: at the positions from 0 on, or (``beyond``) the mean over all later spans."""
-    spans = [entry["values"] for entry in bpb if (entry["span"][0] > 0) == beyond]
-    return [sum(values) / len(values) for values in zip(*spans, strict=True)]
+def window_values(bpb: list[Mapping[str, Any]], span: tuple[int, int]) -> list[float] | None:
+    """Bits per byte of each window at the positions of ``span``; None where it was not measured."""
+    return next((list(entry["values"]) for entry in bpb if tuple(entry["span"]) == span), None)
 
 
 def on_policy_rows(facts: Facts, stage: str) -> list[Mapping[str, Any]]:

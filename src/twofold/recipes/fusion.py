@@ -5,7 +5,6 @@ Not here: general RL, which teaches what fusion leaves untaught (``general.py``)
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 
@@ -23,7 +22,7 @@ from twofold.recipes.saw import flops, saw, steps_for
 from twofold.tasks.base import Item, sample_items
 from twofold.tasks.families import anytime_families, easy_families, signed_families
 from twofold.tasks.instruct import shown_tasks
-from twofold.tasks.query import FLAG_PATTERNS, flagged, user_turns
+from twofold.tasks.query import FLAG_PATTERNS, Mode, flagged, random_pattern, user_turns
 from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered
 from twofold.train.loop import OptimConfig
@@ -32,7 +31,8 @@ from twofold.train.loop import OptimConfig
 class FusionConfig(SFTConfig):
     """Fusion: how many examples of each sort are made."""
 
-    think: int = 1500
+    fresh: int = 3000  # queries besides those of stages 1 and 2
+    think: int = 2400
     no_think: int = 1200
     hard_direct_share: float = 0.2  # of direct answers; they are at chance, so more of them is only noise
     hard_switch: int = 250
@@ -43,25 +43,22 @@ class FusionConfig(SFTConfig):
 
 
 class ThinkOnlyConfig(Config):
-    """The control of fusion: thinking responses and as many tokens, nothing else. fresh: further queries."""
+    """The control of fusion: thinking responses and as many tokens, nothing else. fresh: as for fusion."""
 
     optim: OptimConfig
     batch_size: int = 32
-    fresh: int = 4000
+    fresh: int = 3000
     tuned: tuple[float, ...] = ()
 
 
 def fusion(context: StageContext) -> None:
     """Stage 3: thinking by rejection from the stage-2 model, direct answers, flags, cut thoughts, tools.
 
-    Queries of the thinking half are those of stage 1 and, as many, those of stage 2. With ``cut_thoughts`` 0 this is
-    the control of the thinking budget: as many steps, no thought that was stopped.
+    With ``cut_thoughts`` 0 this is the control of the thinking budget: as many steps, no thought that was stopped.
     """
     config: FusionConfig = context.config
     policy, tasks = LLM(context.inputs["rl"]), families()
-    responses, reasons = own_responses(context, policy)
-    easy = sample_items(easy_families(), len(responses) // 3, context.seed + 33, "train")
-    responses += [Response(item, item.traces[0], item.answer) for item in easy]
+    responses, reasons = own_responses(context, policy, config.fresh)
     hard_direct = round(config.hard_direct_share * config.no_think)
     direct = sample_items(hard_families(), hard_direct, context.seed + 34, "train")
     direct += sample_items(easy_families(), config.no_think - hard_direct, context.seed + 35, "train")
@@ -73,28 +70,28 @@ def fusion(context: StageContext) -> None:
     finish(policy, context, result | {"rejected": dict(reasons), "examples": len(examples)})
 
 
-def own_responses(context: StageContext, policy: LLM) -> tuple[list[Response], Counter[str]]:
-    """Thoughts of the stage-2 model on the queries of stages 1 and 2 that pass every filter."""
+def own_responses(context: StageContext, policy: LLM, fresh: int) -> tuple[list[Response], Counter[str]]:
+    """Thoughts of the stage-2 model that pass every filter: on queries of stages 1 and 2, and on fresh ones, half of
+    these mixed as in stage 2. Easy families have solver traces instead."""
     stage1 = [Item(**row) for row in read_jsonl(context.inputs["cold_start"] / "queries.jsonl")]
     stage2 = [Item(**row) for row in read_jsonl(context.inputs["rl"] / "queries.jsonl")]
-    return _kept_thoughts(context, policy, [*stage1, *stage2[: len(stage1)]])
-
-
-def _kept_thoughts(context: StageContext, policy: LLM, asked: Sequence[Item]) -> tuple[list[Response], Counter[str]]:
+    asked = [*stage1, *stage2[: len(stage1)]]
+    asked += sample_items(hard_families(), fresh // 2, context.seed + 36, "train")
+    asked += sample_items(signed_families("mixed"), fresh // 2, context.seed + 37, "train")
     params = SamplingParams(0.6, max_tokens=128, n=2, seed=context.seed)
-    return synth.rejection_sample(policy.engine, policy.renderer, asked, families(), params)
+    responses, reasons = synth.rejection_sample(policy.engine, policy.renderer, asked, families(), params)
+    easy = sample_items(easy_families(), len(responses) // 4, context.seed + 33, "train")
+    return responses + [Response(item, item.traces[0], item.answer) for item in easy], reasons
 
 
 def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[Item]) -> list[Rendered]:
     rng, calc = maker.rng, Calc()
-    on = [p for p in maker.patterns if _calls_for(p) == "think"]
-    off = [p for p in maker.patterns if _calls_for(p) == "no_think"]
     examples: list[Rendered] = []
     for number in range(config.think):
-        pattern = ("no flag", "/think", rng.choice(on), rng.choice(on))[number % 4]
+        pattern = "no flag" if number % 4 == 0 else "/think" if number % 4 == 1 else _pattern(maker, "think")
         examples += maker.conversation(pattern, direct)
     for number in range(config.no_think):
-        examples += maker.conversation(rng.choice(off) if number % 3 else "/no_think", direct)
+        examples += maker.conversation(_pattern(maker, "no_think") if number % 3 else "/no_think", direct)
     examples += [maker.hard_switch(rng.choice(direct)) for _ in range(config.hard_switch)]
     partial = {task.name for task in anytime_families()}
     anytime = [r for r in maker.responses if r.item.family in partial]
@@ -109,25 +106,27 @@ def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[
     return examples + [maker.document(text) for text in documents]
 
 
-def _calls_for(pattern: str) -> str:
+def _pattern(maker: FusionMaker, mode: Mode) -> str:
+    """A pattern that calls for ``mode``: a named one or random flags, in equal shares."""
+    rng = maker.rng
+    if rng.random() < 0.5:
+        return rng.choice([p for p in maker.patterns if _calls_for(p) == mode])
+    while _calls_for(pattern := random_pattern(rng)) != mode:
+        pass
+    return pattern
+
+
+def _calls_for(pattern: str) -> Mode:
     item = Item("", "q", "a", (), "")
     turns = [(item, hard_families()[0])] * user_turns(pattern)
-    return flagged(turns, pattern, random.Random(0)).mode
+    return flagged(turns, pattern).mode
 
 
 def think_only(context: StageContext) -> None:
-    """Control of fusion's cost: thinking responses alone, for as many tokens as fusion trained on.
-
-    The responses are to fresh queries besides fusion's own, so that the control does not see the same few again and
-    again.
-    """
+    """Control of fusion's cost: fusion's own thinking responses alone, for as many tokens as fusion trained on."""
     config: ThinkOnlyConfig = context.config
     policy, tasks = LLM(context.inputs["rl"]), families()
-    responses, reasons = own_responses(context, policy)
-    fresh = sample_items(hard_families(), config.fresh // 2, context.seed + 36, "train")
-    fresh += sample_items(signed_families("mixed"), config.fresh // 2, context.seed + 37, "train")
-    more, more_reasons = _kept_thoughts(context, policy, fresh)
-    responses, reasons = responses + more, reasons + more_reasons
+    responses, reasons = own_responses(context, policy, config.fresh)
     maker = FusionMaker(policy.renderer, tasks, responses, context.seed)
     patterns = [p for p in maker.patterns if _calls_for(p) == "think" and len(FLAG_PATTERNS[p]) == 1]
     examples = [view for number in range(len(responses)) for view in maker.conversation(patterns[number % 2], [])]

@@ -25,6 +25,7 @@ from twofold.tasks.query import (
     TAUGHT_PATTERNS,
     Query,
     flagged,
+    random_pattern,
     single,
     user_turns,
     with_tools,
@@ -33,6 +34,7 @@ from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered, Renderer
 from twofold.train.objectives import CrossEntropy
 
+TAUGHT_SYSTEM = tuple(name for name in SYSTEM_PATTERNS if name in TAUGHT_PATTERNS)
 # Queries of each kind in units: training leans towards what no earlier stage taught.
 TRAIN_UNITS = {"think": 4, "direct": 1, "skill": 4, "tool": 4, "system": 2, "modes": 3}
 TEST_UNITS = {"think": 1, "direct": 1, "skill": 1, "tool": 1, "system": 0, "modes": 0}
@@ -88,8 +90,10 @@ def general_queries(per_kind: int, seed: int, split: Split) -> list[Query]:
     out += skill_queries(counts["skill"], seed + 3, split)
     for number, item in enumerate(sample_items([calc], counts["tool"], seed + 4, split)):
         out.append(with_tools(item, calc, "think" if number % 2 else "no_think"))
-    out += mode_queries(SYSTEM_PATTERNS, counts["system"], seed + 6, split)
-    return out + mode_queries(TAUGHT_PATTERNS, counts["modes"], seed + 7, split)
+    out += mode_queries(TAUGHT_SYSTEM, counts["system"], seed + 6, split)
+    half = counts["modes"] // 2
+    out += mode_queries(TAUGHT_PATTERNS, half, seed + 7, split)
+    return out + mode_queries([random_pattern(rng) for _ in range(half)], half, seed + 8, split)
 
 
 def skill_queries(per_skill: int, seed: int, split: Split) -> list[Query]:
@@ -109,7 +113,7 @@ def mode_queries(patterns: Sequence[str], count: int, seed: int, split: Split) -
     for number in range(count):
         pattern = patterns[number % len(patterns)]
         chosen = rng.sample(items, user_turns(pattern))
-        out.append(flagged([(item, tasks[item.family]) for item in chosen], pattern, rng))
+        out.append(flagged([(item, tasks[item.family]) for item in chosen], pattern))
     return out
 
 

@@ -115,7 +115,7 @@ def checkpoints_section(facts: Facts) -> Section | None:
     text = (
         f"Held-out tasks that need several steps ({', '.join(f'`{name}`' for name in HARD)}), the same items for every "
         f"checkpoint of this run, at T = 0.6. The checkpoint “{CHECKPOINTS[last]}” solves {number(best.value, '%')} of "
-        "them thinking. Long sizes have no traces in any training text, and sizes beyond them are never trained."
+        "them thinking. Mixed signs have no traces in any training text, and sizes beyond training are never trained."
     )
     columns = ["checkpoint", "thinking, %", "hard switch, %", "easy families, /no_think, %", "mixed signs, %"]
     columns += ["beyond training, %", "thinking tokens", "cut off, %"]
@@ -204,6 +204,7 @@ def budget_section(facts: Facts) -> Section | None:
     )
     text = (
         "At the budget's end the engine closes the thought with a fixed text, and the model answers from what it has. "
+        "The items are of `top`, where the number of entries alone says how long a whole thought is, not the answer. "
         f"Over all replies accuracy goes from {number(everything[0].value, '%')} at {table[0]['budget']} tokens to "
         f"{number(everything[-1].value, '%')} at {table[-1]['budget']}."
     )

@@ -160,6 +160,7 @@ class TinyConfig(Config):
         ),
         optim=_rl(6e-4, decay="linear", end=0.1),
         pool_per_family=60,
+        tuned=(3e-4, 6e-4),
     )
 
 
@@ -170,8 +171,10 @@ class PostControls(Config):
     more_sft: MoreSFTConfig = MoreSFTConfig(optim=_sft(0.005, 1.5e-3), tuned=(0.0025, 0.005, 0.01))
     rejection: RejectionConfig = RejectionConfig(optim=_sft(0.01, 3e-3), tuned=(0.0025, 0.005, 0.01))
     think_only: ThinkOnlyConfig = ThinkOnlyConfig(optim=_sft(0.005, 1.5e-3))
-    general_sft_24: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.003, 1e-3), steps=60)
-    general_sft_240: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.003, 1e-3), steps=60, labelled=240)
+    general_sft_24: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.01, 3e-3), steps=160, tuned=(0.003, 0.01))
+    general_sft_240: GeneralSFTConfig = GeneralSFTConfig(
+        optim=_sft(0.01, 3e-3), steps=160, labelled=240, tuned=(0.003, 0.01)
+    )
 
 
 class StudentConfig(Config):
@@ -276,7 +279,9 @@ def student_stages(config: TinyFullConfig) -> list[Stage]:
     """The smaller model: two bases, and three arms of equal operations on one of them."""
     student = config.student
     battery = measured(config.measure, "think", "hot", "mixed", "flag", "beyond")
-    general = student.s2.model_copy(update={"mixture": student.s1.mixture, "ordered": student.s1.ordered[1:]})
+    # stage 1's shares, with task text as new to the model as stage 2's, of all sizes from the start
+    mixture = {"text": 0.58, "tasks_reasoning": 0.3, "notes_short": 0.08, "gym": 0.04}
+    general = student.s2.model_copy(update={"mixture": mixture, "ordered": ()})
     arms = [
         ("student_sft", "Distillation 1: off-policy", student.off_policy, ("student_base", "general_rl"), off_policy),
         ("student_rl", "Distillation 2, opponent: RL", student.rl, ("student_sft",), student_rl),

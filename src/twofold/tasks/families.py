@@ -1,11 +1,11 @@
 """Own task families, small enough for a model of a few hundred thousand parameters.
 
-``sum``, ``swap`` and ``run`` need all their steps; in ``top`` and ``find`` part of them is worth something; ``max``,
-``min`` and ``last`` can be answered directly; ``pick``, a single look-up, is practice for the others; ``let`` and
+``sum``, ``swap``, ``run`` and ``find`` need their steps; in ``top`` part of them is worth something; ``max``, ``min``
+and ``last`` can be answered directly; ``pick``, a single look-up, is practice for the others; ``let`` and
 ``hop`` are extras. Every trace does one primitive per token with its operands close by and looks things up by unique
 letters; letters always keep the spaced form (" A"), because another spelling is another token.
 
-``run`` and ``top`` come in three reaches. "pure" items, in which every step adds or every step takes away, are shown
+``run`` and ``find`` come in three reaches. "pure" items, in which every step adds or every step takes away, are shown
 with their steps in training text. "mixed" ones, in which both occur, are posed to RL without any steps: the parts are
 known, their combination is not. "beyond" ones are mixed and longer, for measurement alone.
 Not here: wrong answers by a model, chat templates, difficulty estimates. Imports no torch.
@@ -168,7 +168,7 @@ class Swap(_OneAnswer):
     """``swap I G E: a12 b23`` -> ``G E I``; trace `` a12 G I E b23 G E I`` (three cups, labelled exchanges)."""
 
     low: int = 3
-    high: int = 7
+    high: int = 8
     name: str = "swap"
     version: int = 1
     step_by_step: bool = True
@@ -192,16 +192,50 @@ class Swap(_OneAnswer):
 
 
 @dataclass(frozen=True)
-class Top(_OneAnswer):
-    """``top: E15 k52 I60`` -> ``E``: the letter with the largest value, the first of equals.
+class Find(_OneAnswer):
+    """``find 7: E15 k52 I61`` -> ``I``: the one letter whose value is the digit asked for. A capital's value is the sum
+    of its digits modulo 10, a small letter's their difference.
 
-    A capital's value is the sum of its digits modulo 10, a small letter's their difference.
-
-    Trace, each value with the largest so far and its letter: `` E1+5=6;6 E k5-2=3;6 E I6+0=6;6 E``. A thought that is
-    stopped after some entries knows the best of those. ``reach`` is as for ``Run``.
+    Trace, entry by entry until it is found, each value beside the one asked for: `` E1+5=6;7 k5-2=3;7 I6+1=7;7 I``.
+    ``reach`` is as for ``Run``.
     """
 
     reach: Reach = "pure"
+    low: int = 4
+    high: int = 6
+    name: str = "find"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw ``low``..``high`` letters with two digits each, of which one has the value asked for."""
+        n = draw_size(rng, self.low, self.high, level)
+        letters, place, wanted = _signed_letters(rng, n, self.reach), rng.randrange(n), rng.randrange(10)
+        while self.reach != "pure" and len({_sign(letter) for letter in letters[: place + 1]}) < 2:
+            letters, place = _signed_letters(rng, n, self.reach), rng.randrange(n)  # both signs before the answer
+        entries = []
+        for index, letter in enumerate(letters):
+            a = rng.randrange(10)
+            value = wanted if index == place else rng.choice([v for v in range(10) if v != wanted])
+            b = (value - a if letter in LETTERS else a - value) % 10
+            entries.append((letter, a, b, value))
+        prompt = f"find {wanted}: " + " ".join(f"{letter}{a}{b}" for letter, a, b, _ in entries)
+        steps = "".join(
+            f" {letter}{a}{_sign(letter)}{b}={value};{wanted}" for letter, a, b, value in entries[: place + 1]
+        )
+        key = f"find {wanted} " + " ".join(f"{a}{_sign(letter)}{b}" for letter, a, b, _ in entries)
+        return Item(self.name, prompt, letters[place], (f"{steps} {letters[place]}",), key, {"n": n})
+
+
+@dataclass(frozen=True)
+class Top(_OneAnswer):
+    """``top: E15 B52 I60`` -> ``B``: the letter whose two digits have the largest sum modulo 10, the first of equals.
+
+    Trace, each sum with the largest so far and its letter: `` E1+5=6;6 E B5+2=7;7 B I6+0=6;7 B``. A thought that is
+    stopped after some entries knows the best of those, and where it is stopped says nothing of the answer.
+    """
+
     low: int = 4
     high: int = 6
     name: str = "top"
@@ -212,46 +246,15 @@ class Top(_OneAnswer):
     def generate(self, rng: random.Random, level: float) -> Item:
         """Draw ``low``..``high`` letters with two digits each."""
         n = draw_size(rng, self.low, self.high, level)
-        letters = _signed_letters(rng, n, self.reach)
-        entries = [(letter, rng.randrange(10), rng.randrange(10)) for letter in letters]
+        entries = [(letter, rng.randrange(10), rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
         best, leader, steps = -1, "", []
         for letter, a, b in entries:
-            value = _signed(letter, a, b)
+            value = (a + b) % 10
             if value > best:
                 best, leader = value, letter
-            steps.append(f" {letter}{a}{_sign(letter)}{b}={value};{best} {leader}")
+            steps.append(f" {letter}{a}+{b}={value};{best} {leader}")
         prompt = "top: " + " ".join(f"{letter}{a}{b}" for letter, a, b in entries)
-        key = "top " + " ".join(f"{a}{_sign(letter)}{b}" for letter, a, b in entries)
-        return Item(self.name, prompt, leader, ("".join(steps),), key, {"n": n})
-
-
-@dataclass(frozen=True)
-class Find(_OneAnswer):
-    """``find 7: E15 B52 I60`` -> ``B``: the one letter whose two digits have that sum modulo 10.
-
-    Trace, entry by entry until it is found, each value beside the one asked for: `` E1+5=6;7 B5+2=7;7 B``. A thought
-    that is stopped has ruled some letters out.
-    """
-
-    low: int = 4
-    high: int = 6
-    name: str = "find"
-    version: int = 1
-    step_by_step: bool = True
-    licence: str = LICENCE
-
-    def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw ``low``..``high`` letters with two digits each, of which one has the sum asked for."""
-        n = draw_size(rng, self.low, self.high, level)
-        letters, place, wanted = rng.sample(LETTERS, n), rng.randrange(n), rng.randrange(10)
-        entries = []
-        for index, letter in enumerate(letters):
-            a = rng.randrange(10)
-            value = wanted if index == place else rng.choice([v for v in range(10) if v != wanted])
-            entries.append((letter, a, (value - a) % 10, value))
-        prompt = f"find {wanted}: " + " ".join(f"{letter}{a}{b}" for letter, a, b, _ in entries)
-        steps = "".join(f" {letter}{a}+{b}={value};{wanted}" for letter, a, b, value in entries[: place + 1])
-        return Item(self.name, prompt, letters[place], (f"{steps} {letters[place]}",), canonical_key(prompt), {"n": n})
+        return Item(self.name, prompt, leader, ("".join(steps),), canonical_key(prompt), {"n": n})
 
 
 @dataclass(frozen=True)
@@ -342,21 +345,21 @@ class Hop(_OneAnswer):
 
 # Sizes by reach: as large where signs are mixed as where they are not, and then larger than any that is trained on.
 REACHES: dict[Reach, dict[str, tuple[int, int]]] = {
-    "pure": {"run": (3, 6), "top": (4, 6)},
-    "mixed": {"run": (3, 6), "top": (4, 6)},
-    "beyond": {"run": (7, 8), "top": (7, 8)},
+    "pure": {"run": (3, 6), "find": (4, 6)},
+    "mixed": {"run": (3, 6), "find": (4, 6)},
+    "beyond": {"run": (7, 8), "find": (7, 8)},
 }
 
 
 def signed_families(reach: Reach) -> list[Task]:
     """The families that come in every reach, at one of them."""
     sizes = REACHES[reach]
-    return [Run(reach, *sizes["run"]), Top(reach, *sizes["top"])]
+    return [Run(reach, *sizes["run"]), Find(reach, *sizes["find"])]
 
 
 def anytime_families() -> list[Task]:
-    """Families in which part of the steps is worth something."""
-    return [Top(), Find()]
+    """Families in which part of the steps is worth something, wherever they are stopped."""
+    return [Top()]
 
 
 def easy_families() -> list[Task]:
@@ -366,7 +369,7 @@ def easy_families() -> list[Task]:
 
 def default_families() -> list[Task]:
     """The families of the small recipes as training text shows them: five that need steps, three that do not."""
-    return [SumMod(), Swap(), *signed_families("pure"), Find(), *easy_families()]
+    return [SumMod(), Swap(), *signed_families("pure"), *anytime_families(), *easy_families()]
 
 
 def extra_families() -> list[Task]:

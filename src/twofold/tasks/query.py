@@ -46,7 +46,8 @@ class Query:
     def form(self) -> str:
         """How the mode is asked for: a pattern of flags, one flag, none, or the hard switch; with tools or without."""
         if self.kind.startswith(MODE_KIND):
-            form = self.kind.removeprefix(MODE_KIND)
+            pattern = self.kind.removeprefix(MODE_KIND)
+            form = pattern if pattern in FLAG_PATTERNS or pattern == "hard switch" else "random flags"
         else:
             flag = last_flag(self.messages)
             form = "hard switch" if self.hard_switch else f"/{flag}" if flag else "no flag"
@@ -82,21 +83,51 @@ FLAG_PATTERNS: dict[str, tuple[str, ...]] = {
     "system /think": ("s+", "u"),
     "system against user": ("s-", "u+"),
     "system against user, off": ("s+", "u-"),
+    "off, kept for two turns": ("u-", "u", "u"),
+    "on again, then kept": ("u-", "u+", "u"),
+    "off again, then kept": ("u+", "u-", "u"),
+    "on again after a pause": ("u-", "u", "u+"),
+    "four turns": ("u+", "u-", "u+", "u"),
+    "system /no_think, then kept": ("s-", "u", "u"),
 }
 # Never trained on, so that following them is following the rule.
-HELD_OUT_PATTERNS = ("conflict, last /think", "three turns")
+HELD_OUT_PATTERNS = (
+    "conflict, last /think",
+    "three turns",
+    "off, kept for two turns",
+    "on again, then kept",
+    "off again, then kept",
+    "on again after a pause",
+    "four turns",
+    "system /no_think, then kept",
+)
+_MOST_TURNS = 4
+_FLAGS = ("", "", "", "+", "+", "-", "-", "+-", "-+")
 TAUGHT_PATTERNS = tuple(name for name in FLAG_PATTERNS if name not in HELD_OUT_PATTERNS)
 SYSTEM_PATTERNS = tuple(name for name, turns in FLAG_PATTERNS.items() if turns[0].startswith("s"))
 
 
-def flagged(items: Sequence[tuple[Item, Task]], pattern: str, rng: random.Random) -> Query:
+def turns_of(pattern: str) -> tuple[str, ...]:
+    """The turns of a named pattern, or of one spelled out: ``u- u u+``."""
+    return FLAG_PATTERNS.get(pattern) or tuple(pattern.split())
+
+
+def random_pattern(rng: random.Random) -> str:
+    """One to four user turns with flags or without, spelled out; never a held-out pattern."""
+    while True:
+        turns = tuple(f"u{rng.choice(_FLAGS)}" for _ in range(rng.randint(1, _MOST_TURNS)))
+        if turns not in {FLAG_PATTERNS[name] for name in HELD_OUT_PATTERNS}:
+            return " ".join(turns)
+
+
+def flagged(items: Sequence[tuple[Item, Task]], pattern: str) -> Query:
     """A conversation with the flags of ``pattern``; its last user turn asks the last item.
 
     Args:
         items: one (item, task) for each user turn. Earlier turns are answered by the solver (thinking is stripped
             from history, so only answers show).
     """
-    turns = FLAG_PATTERNS[pattern]
+    turns = turns_of(pattern)
     messages: list[Message] = []
     asked = iter(items)
     item, task = items[0]
@@ -109,9 +140,10 @@ def flagged(items: Sequence[tuple[Item, Task]], pattern: str, rng: random.Random
         messages.append(Message("user", item.prompt + flags))
         if number < len(turns) - 1:
             messages.append(Message("assistant", item.answer))
-    return Query(MODE_KIND + pattern, tuple(messages), item, task)
+    name = next((name for name, named in FLAG_PATTERNS.items() if named == turns), pattern)
+    return Query(MODE_KIND + name, tuple(messages), item, task)
 
 
 def user_turns(pattern: str) -> int:
     """How many items ``flagged`` needs for a pattern."""
-    return sum(turn[0] == "u" for turn in FLAG_PATTERNS[pattern])
+    return sum(turn[0] == "u" for turn in turns_of(pattern))

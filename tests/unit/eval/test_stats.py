@@ -115,6 +115,9 @@ def test_across_by_hand() -> None:
     assert (interval.value, interval.low, interval.high) == pytest.approx((6, 6 - half, 6 + half), abs=1e-5)
     assert across([1.0, 1.0]) == across([1.0, 1.0, 1.0])
     assert across([0.0, 1.0], share=0.5).high == pytest.approx(1.0)  # t(0.75, 1) is 1, the spread of the mean 0.5
+    wider = across([4.0, 6.0, 8.0], [3.0, 3.0, 3.0])
+    assert wider.value == 6 and wider.high - 6 == pytest.approx(math.hypot(half, 3), abs=1e-5) == 6 - wider.low
+    assert across([1.0, 1.0], [3.0, 4.0]).high == pytest.approx(1 + math.sqrt((9 + 16) / 2))
     with pytest.raises(InputError, match="at least 2 seeds, got 1; run more seeds"):
         across([3.0])
 
@@ -133,6 +136,34 @@ def test_across_covers_seeds_and_items() -> None:
         pooled_covered += pooled.low <= truth <= pooled.high
     assert 0.93 <= covered / runs <= 0.97
     assert pooled_covered / runs < 0.85
+
+
+def _coverage(shared: float, between: float, runs: int = 2000) -> tuple[float, float]:
+    """How often ``across`` covers the true mean without and with the error over items: five seeds of 40 items whose
+    difficulty varies; ``shared`` of the items are those of every seed."""
+    rng, truth, size = random.Random(20261201), 0.6, 40
+    bare = whole = 0
+    for _ in range(runs):
+        common = [float(rng.random() < truth) for _ in range(round(shared * size))]
+        means, halves = [], []
+        for _ in range(5):
+            own = [float(rng.random() < truth) for _ in range(size - len(common))]
+            offset = rng.gauss(0, between)
+            interval = mean_interval([value + offset for value in (*common, *own)])
+            means.append(interval.value)
+            halves.append((interval.high - interval.low) / 2)
+        found = [across(means), across(means, halves)]
+        bare += found[0].low <= truth <= found[0].high
+        whole += found[1].low <= truth <= found[1].high
+    return bare / runs, whole / runs
+
+
+@pytest.mark.parametrize("between", [0.02, 0.08])
+def test_across_covers_items_that_seeds_share(between: float) -> None:
+    bare, whole = _coverage(1.0, between)
+    assert bare < 0.9 and 0.93 <= whole <= 0.98, (bare, whole)
+    half_shared, wide = _coverage(0.5, between)[1], _coverage(0.0, between)[1]
+    assert 0.93 <= half_shared <= wide, "the less is shared, the wider than needed"
 
 
 def test_bad_input_is_refused() -> None:

@@ -31,9 +31,9 @@ QUERIES: dict[str, Query] = {
     "easy, direct": single(MAX, Direct("max"), "no_think", kind="direct"),
     **{cue: single(with_style(MAX, cue, RNG), Styled((Direct("max"),), cue), "no_think") for cue in STYLES},
     "order": single(BACK, Order("back"), "no_think"),
-    "system off, hard": flagged([(SUM, SumMod())], "system /no_think", RNG),
-    "system off, easy": flagged([(MAX, Direct("max"))], "system /no_think", RNG),
-    "system against user": flagged([(MAX, Direct("max"))], "system against user", RNG),
+    "system off, hard": flagged([(SUM, SumMod())], "system /no_think"),
+    "system off, easy": flagged([(MAX, Direct("max"))], "system /no_think"),
+    "system against user": flagged([(MAX, Direct("max"))], "system against user"),
     "tool": with_tools(CALC, Calc(), "no_think"),
 }
 

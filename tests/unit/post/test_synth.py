@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -52,17 +51,18 @@ def test_solver_traces_pass_every_filter(task: Task) -> None:
 @pytest.mark.parametrize("task", signed_families("mixed"), ids=repr)
 def test_thoughts_about_mixed_signs_are_judged_like_any(task: Task) -> None:
     """Rejection sampling keeps right thoughts of these; their letters and both signs are no other style."""
-    letters = set()
+    letters, signs = set(), set()
     for item in sample_items([task], 200, 3, "train"):
         (trace,) = item.traces
-        assert "+" in trace and "-" in trace
+        assert task.name == "find" or {"+", "-"} <= set(trace)  # `find` may end before the second sign
+        signs |= set(trace) & {"+", "-"}
         letters |= set("".join(trace.split())) - set("0123456789+-=;")
         steps = trace.split()
         again = " " + " ".join([steps[0]] * 3 + steps[1:])
         assert synth.reject_reason(Response(item, trace, item.answer), TASKS[task.name]) is None, trace
         assert synth.reject_reason(Response(item, again, item.answer), task) == "repetition"
         assert synth.reject_reason(Response(item, trace, item.answer.swapcase() + "x"), task) == "wrong answer"
-    assert letters == set("ABCDEFGHIJklmnopqrst")
+    assert letters == set("ABCDEFGHIJklmnopqrst") and signs == {"+", "-"}
 
 
 HELD_OUT = sample_items([SumMod()], 1, 0, "test")[0]
@@ -180,10 +180,13 @@ def test_fusion_leaves_system_flags_to_general_rl_and_some_patterns_to_nobody(ma
     assert maker.forms == Counter(dict.fromkeys(maker.patterns, 1))
 
 
-@pytest.mark.parametrize("pattern", [name for name in TAUGHT_PATTERNS if name not in SYSTEM_PATTERNS])
+SPELLED = ("u", "u u u u", "u- u u+", "u+ u- u u", "u-+ u+-")
+
+
+@pytest.mark.parametrize("pattern", [name for name in TAUGHT_PATTERNS if name not in SYSTEM_PATTERNS] + [*SPELLED])
 def test_the_last_flag_decides_how_the_reply_looks(pattern: str, maker: FusionMaker) -> None:
     items = [(item, SumMod()) for item in ITEMS[: user_turns(pattern)]]
-    mode = flagged(items, pattern, random.Random(0)).mode
+    mode = flagged(items, pattern).mode
     for _ in range(5):
         (rendered,) = maker.conversation(pattern, EASY)
         prompt, reply = split(rendered, maker.renderer.tokenizer)
@@ -252,13 +255,15 @@ def test_forms_count_what_was_made(maker: FusionMaker) -> None:
     calc = Item("calc", "calc 37*48", "1776", (), "calc", {"expression": "37*48"})
     maker.conversation("/think", EASY)
     maker.conversation("three flags", EASY)
+    maker.conversation("u- u u+", EASY)
     maker.hard_switch(EASY[0])
     maker.direct(EASY[0], Direct("max"))
     maker.document("x")
     maker.tool_use(calc, Calc(), thinking=True)
     maker.tool_use(calc, Calc(), thinking=False)
     cut = [maker.cut_thought(GOOD) for _ in range(20)]
-    once = ("/think", "three flags", "hard switch", "/no_think", "document", "tool, /think", "tool, /no_think")
+    once = ("/think", "three flags", "random flags", "hard switch", "/no_think", "document")
+    once += ("tool, /think", "tool, /no_think")
     thoughts = {name: maker.forms.pop(f"{name}, thought cut") for name in ("/think", "no flag")}
     assert maker.forms == Counter(dict.fromkeys(once, 1))
     assert sum(thoughts.values()) == len(cut) and min(thoughts.values()) > 0

@@ -108,7 +108,7 @@ def interval(value: float, half: float = 0.05) -> dict[str, float]:
 
 def budget_rows(partial: float = 0.6, none: float = 0.25) -> list[dict[str, Any]]:
     """Items need 10 to 59 tokens; they are right in 95 % when they get them, in ``partial`` when stopped before."""
-    kinds = ["top"] * ITEMS + ["find"] * ITEMS
+    kinds = ["top"] * 2 * ITEMS
     needs = [10 + (item * 31) % 50 for item in range(2 * ITEMS)]
     rows = []
     for budget in BUDGETS:
@@ -274,8 +274,8 @@ def batteries() -> dict[str, dict[str, Any]]:
         "rl": core(0.84) | mixed(0.8, 0.82, 0.7),
         "rl_rejection": core(0.75) | mixed(0.6, 0.62, 0.5),
         "rl_more_sft": core(0.9) | mixed(0.4, 0.42, 0.35),
-        "think_only": core(0.86),
-        "fusion": core(0.85) | {"general": general(0.0, 0.2), "modes": modes(0.9)},
+        "think_only": core(0.86) | mixed(0.81, 0.8, 0.8),
+        "fusion": core(0.85) | mixed(0.8, 0.8, 0.8) | {"general": general(0.0, 0.2), "modes": modes(0.9)},
         "final": core(0.85, 0.12) | {"general": general(0.6, 0.8), "modes": modes()},
         "uncut": {},
         "general_sft_24": {"think": part(short(0.8), samples=2), "general": general(0.3, 0.2)},
@@ -296,9 +296,10 @@ def make_facts() -> dict[str, dict[str, Any]]:
     facts["s3"] = pretrained((2.08, 2.0, 2.0), 0.85, before=before)
     facts["s3_old_base"] = pretrained((2.075, 2.05, 2.1), 0.7)
     facts["student_s1"] = pretrained((2.5, 2.6, 2.7))
-    sources = {"tokens_by_source": {"tasks_reasoning": 1_500_000, "text": 200_000}}
+    sources: dict[str, Any] = {"tokens_by_source": {"tasks_reasoning": 1_500_000, "text": 200_000}}
+    continued: dict[str, Any] = {"tokens_by_source": {"tasks_reasoning": 600_000, "text": 1_100_000}}
     facts["student_base"] = pretrained((2.45, 2.6, 2.7), tasks=part(short(0.6)), **sources)
-    facts["student_base_general"] = pretrained((2.4, 2.6, 2.7), tasks=part(short(0.4, 0.8)))
+    facts["student_base_general"] = pretrained((2.4, 2.6, 2.7), tasks=part(short(0.4, 0.8)), **continued)
     facts["moe_global"] = pretrained((2.6, 2.7, 2.8), experts=experts(0.55, 0))
     facts["moe_micro"] = pretrained((2.6, 2.7, 2.8), experts=experts(0.34, 0))
     facts |= post_training()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -13,9 +13,10 @@ from twofold.recipes.corpus import DataConfig, _copying, _notes, _task_texts
 from twofold.recipes.pretrain import items_seed
 from twofold.recipes.tiny import TinyConfig
 from twofold.tasks.base import sample_items
-from twofold.tasks.families import REACHES, Pick, Reach, default_families, easy_families, signed_families
+from twofold.tasks.families import REACHES, Pick, Reach, Top, default_families, easy_families, signed_families
 from twofold.tasks.gym import gym_families
 from twofold.tasks.instruct import ORDERS, STYLES, asked_tasks, shown_tasks
+from twofold.text.tokenizer import Tokenizer
 
 COUNT = 2000
 
@@ -25,12 +26,12 @@ def texts(request: pytest.FixtureRequest) -> list[str]:
     return list(_task_texts(COUNT, 5, DataConfig(), curriculum=request.param))
 
 
-SIGNED_PROMPT = re.compile(r"(run|top)\b[^:\n]*: (.*)")
+SIGNED_PROMPT = re.compile(r"\b(run|find)\b[^:\n]*: (.*)")
 STEP = re.compile(r"([A-Za-z])\d([+-])\d=\d")
 
 
 def signs_asked(line: str) -> set[str]:
-    """Signs of the entries if the line asks a `run` or `top` item anywhere, by the case of their letters."""
+    """Signs of the entries if the line asks a `run` or `find` item anywhere, by the case of their letters."""
     found = SIGNED_PROMPT.search(line)
     return {"+" if letter.isupper() else "-" for letter in re.findall(r"\b([A-Za-z])\d", found[2])} if found else set()
 
@@ -49,7 +50,8 @@ def leaks(text: str) -> bool:
 def test_the_search_for_leaks_finds_them(reach: Reach) -> None:
     for item in sample_items(signed_families(reach), 200, 0, "train"):
         assert leaks(item_text(item, None)) and leaks(item_text(item, item.traces[0]))
-        assert leaks(item.traces[0]) and leaks(f"order A: {item.prompt} style any\n{item.answer}")
+        assert leaks(item.traces[0]) == (len(signs_stepped(item.traces[0])) > 1)  # `find` may end before the second
+        assert leaks(f"order A: {item.prompt} style any\n{item.answer}")
     assert not any(leaks(item_text(item, item.traces[0])) for item in sample_items(default_families(), 400, 0, "train"))
 
 
@@ -66,17 +68,20 @@ def test_no_other_document_asks_for_signed_items() -> None:
 def test_the_gym_asks_for_no_signed_items() -> None:
     pytest.importorskip("reasoning_gym")
     for text in task_documents(gym_families(), 60, 5, 0.0, curriculum=False):
-        assert not re.search(r"^(run mod 10|top): ", text, re.MULTILINE) and not signs_stepped(text), text
+        assert not re.search(r"^(run mod 10|find \d): ", text, re.MULTILINE) and not signs_stepped(text), text
 
 
 def test_either_sign_is_shown_at_every_size_with_steps_and_without(texts: list[str]) -> None:
     """Both parts are known well; only their combination is not."""
+    names = {text.split()[0] for text in texts}
+    assert {"run", "find"} == set(REACHES["pure"]) <= names
     shown: Counter[tuple[str, str, bool, int]] = Counter()
     for text in texts:
         prompt, *rest = text.split("\n")
         if (name := prompt.split()[0].rstrip(":")) in REACHES["pure"]:
             (sign,), thought = signs_asked(prompt), len(rest) > 1
             assert signs_stepped(text) == ({sign} if thought else set()), text
+            assert not {"+": re.search(r"\b[k-t]\d", prompt), "-": re.search(r"\b[A-J]\d", prompt)}[sign], text
             shown[name, sign, thought, len(prompt.split(": ")[1].split())] += 1
     for name, (low, high) in REACHES["pure"].items():
         with_steps = {
@@ -87,6 +92,24 @@ def test_either_sign_is_shown_at_every_size_with_steps_and_without(texts: list[s
         plus, minus = (with_steps[sign].total() for sign in "+-")
         assert 0.7 < plus / minus < 1.4, (name, plus, minus)
         assert all(any(k[:3] == (name, sign, False) for k in shown) for sign in "+-")
+
+
+def test_only_run_and_find_have_small_letters_and_differences(texts: list[str]) -> None:
+    """`top` and `sum` add alone, so nothing but pure items says what a small letter stands for."""
+    others = [text for text in texts if text.split()[0] not in REACHES["pure"]]
+    assert any(text.startswith("top: ") for text in others)
+    for text in others:
+        assert "-" not in signs_stepped(text) and not re.search(r"\b[k-t]\d", text), text
+
+
+def test_thoughts_of_top_cost_tokens_by_the_number_of_entries_alone() -> None:
+    """Where a budget stops one then says nothing of the answer."""
+    texts = list(_task_texts(4000, 7, DataConfig(), curriculum=False))
+    tokenizer, costs = Tokenizer.train(texts, DataConfig().vocab_size), defaultdict[int, set[int]](set)
+    for item in sample_items([Top()], 600, 0, "train"):
+        costs[item.meta["n"]].add(len(tokenizer.encode(item.traces[0])))
+    assert set(costs) == {4, 5, 6} and all(len(found) == 1 for found in costs.values()), costs
+    assert len(set.union(*costs.values())) == 3
 
 
 def test_no_cue_names_a_form(texts: list[str]) -> None:

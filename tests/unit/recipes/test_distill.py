@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from twofold.base.split import held_out
-from twofold.recipes.distill import both_modes, thinking_queries
+from twofold.post.rl import RLConfig
+from twofold.recipes import distill
+from twofold.recipes.distill import QUERIES, asked_by_all, both_modes, student_rl, thinking_queries
+from twofold.recipes.post import RLStageConfig
 from twofold.recipes.saw import forms_of
 from twofold.tasks.families import REACHES
 from twofold.tasks.query import Query
+from twofold.train.loop import OptimConfig
 
 
 def signs(query: Query) -> int:
-    """How many signs a `run` or `top` item has: the cases of its letters."""
+    """How many signs a `run` or `find` item has: the cases of its letters."""
     return len({entry[0].isupper() for entry in query.item.prompt.split(": ")[1].split()})
 
 
@@ -41,3 +49,42 @@ def test_the_off_policy_phase_has_both_modes() -> None:
     assert not any(held_out(query.item.key) for query in queries)
     direct = [query for query in queries if query.form == "/no_think" and query.kind in REACHES["mixed"]]
     assert len(direct) == 20 and all(signs(query) == 1 for query in direct)
+
+
+def test_all_arms_ask_what_rl_found_learnable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[Sequence[Query]] = []
+    trained: list[Sequence[Query]] = []
+    results: list[dict[str, Any]] = []
+
+    def every_third(engine: Any, renderer: Any, pool: Sequence[Query], *_: Any) -> tuple[list[Query], list[float]]:
+        pools.append(pool)
+        return [*pool[::3]], [0.5] * len(pool)
+
+    def train(context: Any, policy: Any, queries: Sequence[Query], *_: Any) -> dict[str, Any]:
+        trained.append(queries)
+        return {}
+
+    monkeypatch.setattr(distill, "LLM", lambda *_, **__: SimpleNamespace(engine=None, renderer=None))
+    monkeypatch.setattr(distill.synth, "learnable", every_third)
+    monkeypatch.setattr(distill, "train_rl", train)
+    monkeypatch.setattr(distill, "finish", lambda policy, context, result: results.append(result))
+    config = RLStageConfig(rl=RLConfig(steps=1), optim=OptimConfig(muon_lr=0.0))
+    student_rl(SimpleNamespace(config=config, inputs={"student_sft": tmp_path}, out=tmp_path, seed=0))  # type: ignore[arg-type]
+    asked = asked_by_all(SimpleNamespace(inputs={"student_rl": tmp_path}))  # type: ignore[arg-type]
+    ((chosen,), (pool,)) = trained, pools
+    assert len(pool) == QUERIES and list(chosen) == list(pool[::3])
+    assert results == [{"pool": QUERIES, "learnable": len(chosen), "mean_pass_rate": 0.5}]
+    assert [(q.messages, q.form, q.kind, q.mode) for q in asked] == [
+        (q.messages, q.form, q.kind, q.mode) for q in chosen
+    ]
+    assert forms_of(asked) == forms_of(chosen) and set(forms_of(asked)) == {"no flag", "/think"}
+    for again, query in zip(asked, chosen, strict=True):
+        assert (again.item.key, again.item.answer, again.item.meta) == (
+            query.item.key,
+            query.item.answer,
+            query.item.meta,
+        )
+        assert again.task.verify(again.item, query.item.answer) == 1.0
+        assert again.task.verify(again.item, query.item.answer + "x") == 0.0
+    assert {signs(query) for query in asked if query.kind in REACHES["mixed"]} == {1, 2}
+    assert not any(held_out(query.item.key) for query in asked)

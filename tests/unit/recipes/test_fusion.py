@@ -10,13 +10,13 @@ import pytest
 
 from twofold.base.split import held_out
 from twofold.post.synth import FusionMaker, Response
-from twofold.recipes.fusion import FusionConfig, _fusion_examples
+from twofold.recipes.fusion import FusionConfig, _calls_for, _fusion_examples, _pattern
 from twofold.recipes.post import families, hard_families
 from twofold.tasks.base import Item, canonical_key, sample_items
 from twofold.tasks.families import default_families, easy_families
 from twofold.tasks.instruct import ORDERS, STYLES
-from twofold.tasks.query import FLAG_PATTERNS, HELD_OUT_PATTERNS, SYSTEM_PATTERNS, TAUGHT_PATTERNS
-from twofold.text.chat import CHAT_TEMPLATE, Rendered, Renderer
+from twofold.tasks.query import FLAG_PATTERNS, HELD_OUT_PATTERNS, SYSTEM_PATTERNS, TAUGHT_PATTERNS, Mode, turns_of
+from twofold.text.chat import CHAT_TEMPLATE, STOP_TEXT, Rendered, Renderer
 from twofold.text.tokenizer import Tokenizer
 from twofold.train.loop import OptimConfig
 
@@ -86,6 +86,29 @@ def test_held_out_and_system_patterns_are_in_no_example(made: Made) -> None:
     assert not {*HELD_OUT_PATTERNS, *SYSTEM_PATTERNS} & set(made.forms)
     taught = {pattern for pattern in TAUGHT_PATTERNS if pattern not in SYSTEM_PATTERNS}
     assert taught <= set(made.forms) and {FLAG_PATTERNS[pattern] for pattern in taught} <= shown
+    assert len(shown) > 25 and max(map(len, shown)) == 4  # random flags over up to four turns
+
+
+def test_half_of_the_patterns_are_random(made: Made) -> None:
+    drawn = CONFIG.think // 2 + CONFIG.no_think * 2 // 3  # the rest has no flag, /think or /no_think
+    assert 0.2 < made.forms["random flags"] / drawn < 0.5, made.forms  # some random ones have a name
+
+
+@pytest.mark.parametrize("mode", ["think", "no_think"])
+def test_patterns_call_for_the_mode_wanted_and_are_never_held_out(mode: Mode, renderer: Renderer) -> None:
+    maker = FusionMaker(renderer, families(), [], 0)
+    drawn = [_pattern(maker, mode) for _ in range(2000)]
+    assert not {FLAG_PATTERNS[name] for name in (*HELD_OUT_PATTERNS, *SYSTEM_PATTERNS)} & set(map(turns_of, drawn))
+    assert {_calls_for(pattern) for pattern in drawn} == {mode}
+    named = Counter(pattern for pattern in drawn if pattern in FLAG_PATTERNS)
+    assert set(named) == {name for name in maker.patterns if _calls_for(name) == mode}
+    assert 900 < named.total() < 1100 and {len(turns_of(pattern)) for pattern in drawn} == {1, 2, 3, 4}
+
+
+def test_thoughts_are_cut_in_top_alone(made: Made) -> None:
+    """What a thought that was stopped knows is worth something there, wherever it stopped."""
+    cut = [text for text in made.texts if STOP_TEXT in text]
+    assert len(cut) == CONFIG.cut_thoughts and all("<|im_start|>user\ntop: " in text for text in cut)
 
 
 def test_no_cue_names_a_form(made: Made) -> None:
@@ -99,12 +122,13 @@ def test_no_cue_names_a_form(made: Made) -> None:
 
 
 def key_of(prompt: str) -> str:
-    """What the split goes by: in `run` and `top` signs and digits, elsewhere the prompt with its letters renamed."""
-    entries = prompt.split(": ")[-1].split()
-    if prompt.startswith("run "):
+    """What the split goes by: in `run` and `find` signs and digits, elsewhere the prompt with its letters renamed."""
+    head, *rest = prompt.split(": ")
+    entries = rest[-1].split() if rest else []
+    if head == "run mod 10":
         return "run " + "".join("+-"[entry[0].islower()] + entry[1] for entry in entries)
-    if prompt.startswith("top"):
-        return "top " + " ".join(entry[1] + "+-"[entry[0].islower()] + entry[2] for entry in entries)
+    if head.startswith("find "):
+        return f"{head} " + " ".join(entry[1] + "+-"[entry[0].islower()] + entry[2] for entry in entries)
     return canonical_key(prompt)
 
 
@@ -120,7 +144,7 @@ def test_nothing_with_both_signs_is_added_to_the_responses(made: Made) -> None:
     """The responses given here have one sign; in a run the policy's own thoughts on RL's queries may have both."""
     shown: Counter[bool] = Counter()
     for text in made.texts:
-        for match in re.finditer(r"\b(?:run mod 10|top): ((?:[A-Za-z]\d+ ?)+)", text):
+        for match in re.finditer(r"\b(?:run mod 10|find \d): ((?:[A-Za-z]\d+ ?)+)", text):
             (plus,) = {entry[0].isupper() for entry in match[1].split()}
             shown[plus] += 1
         for thought in re.findall(r"<think>\n(.*?)\n</think>", text, re.DOTALL):

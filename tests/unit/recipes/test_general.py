@@ -10,6 +10,7 @@ import pytest
 from twofold.base.split import held_out
 from twofold.recipes.general import (
     SKILLS,
+    TAUGHT_SYSTEM,
     TEST_UNITS,
     TRAIN_UNITS,
     general_queries,
@@ -20,26 +21,38 @@ from twofold.recipes.measure import MeasureConfig
 from twofold.recipes.pretrain import items_seed
 from twofold.recipes.saw import forms_of
 from twofold.recipes.tiny import TinyConfig
-from twofold.tasks.base import canonical_key
+from twofold.tasks.base import canonical_key, sample_items
+from twofold.tasks.families import default_families
 from twofold.tasks.instruct import ORDERS, STYLES
 from twofold.tasks.query import FLAG_PATTERNS, HELD_OUT_PATTERNS, MODE_KIND, SYSTEM_PATTERNS, TAUGHT_PATTERNS, Query
+from twofold.text.chat import CHAT_TEMPLATE, Renderer
+from twofold.text.tokenizer import Tokenizer
 
 SEEDS = range(4)
 
 
-def signature(query: Query) -> tuple[str, ...]:
-    """The turns of a conversation and their flags in the notation of ``FLAG_PATTERNS``, read off the messages."""
-    turns = [(m.role, re.findall(r"/(no_think|think)\b", m.content)) for m in query.messages if m.role != "assistant"]
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    items = sample_items(default_families(), 60, 0, "train")
+    return Renderer(Tokenizer.train([*(item.prompt for item in items), CHAT_TEMPLATE, "user assistant system"], 400))
+
+
+def signature(query: Query, renderer: Renderer) -> tuple[str, ...]:
+    """The turns and their flags in the notation of ``FLAG_PATTERNS``, read off the conversation as it is rendered."""
+    text = renderer.tokenizer.decode(renderer.prompt_ids(query.messages))
+    found = re.findall(r"<\|im_start\|>(system|user)\n(.*?)<\|im_end\|>", text, re.DOTALL)
+    turns = [(role, re.findall(r"/(no_think|think)\b", content)) for role, content in found]
     return tuple(role[0] + "".join({"think": "+", "no_think": "-"}[flag] for flag in flags) for role, flags in turns)
 
 
 def key_of(prompt: str) -> str:
-    """What the split goes by: in `run` and `top` signs and digits, elsewhere the prompt with its letters renamed."""
-    entries = prompt.split(": ")[-1].split()
-    if prompt.startswith("run "):
+    """What the split goes by: in `run` and `find` signs and digits, elsewhere the prompt with its letters renamed."""
+    head, *rest = prompt.split(": ")
+    entries = rest[-1].split() if rest else []
+    if head == "run mod 10":
         return "run " + "".join("+-"[entry[0].islower()] + entry[1] for entry in entries)
-    if prompt.startswith("top"):
-        return "top " + " ".join(entry[1] + "+-"[entry[0].islower()] + entry[2] for entry in entries)
+    if head.startswith("find "):
+        return f"{head} " + " ".join(entry[1] + "+-"[entry[0].islower()] + entry[2] for entry in entries)
     return canonical_key(prompt)
 
 
@@ -54,19 +67,32 @@ def test_training_has_every_skill_in_the_units_named(seed: int) -> None:
     assert set(SKILLS) <= set(kinds)
     assert all(kinds[skill] == 12 * TRAIN_UNITS["skill"] for skill in SKILLS)
     assert [kinds[kind] for kind in ("think", "direct", "tool")] == [48, 12, 48]
-    system = [kinds[MODE_KIND + pattern] for pattern in SYSTEM_PATTERNS]
+    assert {*TAUGHT_SYSTEM} == {*SYSTEM_PATTERNS} - {*HELD_OUT_PATTERNS}
+    system = [kinds[MODE_KIND + pattern] for pattern in TAUGHT_SYSTEM]
     assert sum(system) >= 12 * TRAIN_UNITS["system"] and max(system) - min(system) <= 2
     assert all(kinds[MODE_KIND + pattern] > 0 for pattern in TAUGHT_PATTERNS)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_held_out_patterns_are_never_trained_on(seed: int) -> None:
-    queries = general_queries(12, seed, "train")
+def test_held_out_patterns_are_never_trained_on(seed: int, renderer: Renderer) -> None:
+    """As many queries as the recipe asks, random patterns among them."""
+    queries = general_queries(TinyConfig().general_rl.pool_per_family, seed + 44, "train")
     untaught = {FLAG_PATTERNS[pattern] for pattern in HELD_OUT_PATTERNS}
-    assert not untaught & {signature(query) for query in queries}
+    shown = {signature(query, renderer) for query in queries}
+    assert not untaught & shown
     assert not set(HELD_OUT_PATTERNS) & set(forms_of(queries))
-    measured = mode_queries(tuple(FLAG_PATTERNS), 30, seed, "test")
-    assert untaught <= {signature(query) for query in measured}  # the signature does find them
+    assert forms_of(queries)["random flags"] > 40 and {FLAG_PATTERNS[pattern] for pattern in TAUGHT_PATTERNS} <= shown
+    assert len(shown) > 40 and max(map(len, shown)) == 4
+    measured = mode_queries(tuple(FLAG_PATTERNS), 3 * len(FLAG_PATTERNS), seed, "test")
+    assert untaught <= {signature(query, renderer) for query in measured}  # the signature does find them
+    assert all(query.form in FLAG_PATTERNS for query in measured)  # what is measured has a name
+
+
+def test_random_patterns_call_for_both_modes() -> None:
+    spelled = [query for query in general_queries(60, 44, "train") if query.form == "random flags"]
+    modes = Counter(query.mode for query in spelled)
+    assert min(modes["think"], modes["no_think"]) > 0.2 * len(spelled), modes
+    assert "random flags" not in forms_of(general_queries(20, 0, "test"))
 
 
 def test_the_measurement_has_the_skills_and_the_three_plain_kinds() -> None:

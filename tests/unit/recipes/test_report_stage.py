@@ -20,6 +20,7 @@ from twofold.recipes.report_training import agreement_section
 from twofold.report.model import Report, Section
 from twofold.report.text import number
 from twofold.report.write import read_report, write_report
+from twofold.tasks.query import HELD_OUT_PATTERNS
 
 Facts = dict[str, dict[str, Any]]
 CONFIG = ReportConfig(command="twofold run tiny --set controls=true", titles={"s1": "Pre-training 1: general"})
@@ -122,7 +123,7 @@ def test_tables_show_what_the_items_say(facts: Facts, tmp_path: Path) -> None:
     assert budget.series[1].x == [0, 4, 8, 16, 24, 32, 48] and set(budget.series[2].y) == {25.0}
     assert len(section(report, "Thinking budget").tables) == 3
     (modes,) = section(report, "Mode following").tables
-    assert [row[0] for row in modes.rows if not row[1]] == ["conflict, last /think", "three turns"]
+    assert [row[0] for row in modes.rows if not row[1]] == list(HELD_OUT_PATTERNS)
     assert budget.series[0].x == [0, 4, 8, 16, 24, 32, 48, 64]
     assert report.data_card is not None and report.data_card.tables[0].rows[0][5] == pytest.approx(100 * 12 / 17)
     samples = section(report, "Samples").samples

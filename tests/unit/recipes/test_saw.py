@@ -63,10 +63,13 @@ def test_forms_of_queries() -> None:
         single(item, SumMod(), "no_think", kind="direct"),
         single(item, SumMod(), "think", hard_switch=True),
         with_tools(calc, Calc(), "no_think"),
-        flagged([(item, Direct("max"))], "system /no_think", random.Random(0)),
+        flagged([(item, Direct("max"))], "system /no_think"),
+        flagged([(item, Direct("max"))] * 2, "u- u"),  # spelled out: the pattern of these turns
+        flagged([(item, Direct("max"))] * 3, "u- u u-"),
     ]
     assert forms_of(queries) == {
         "no flag": 2, "/think": 1, "/no_think": 1, "hard switch": 1, "tool, /no_think": 1, "system /no_think": 1,
+        "random flags": 1, "earlier turn /no_think": 1,
     }  # fmt: skip
     assert forms_of([]) == Counter()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from twofold.base.records import InputError
 from twofold.tasks.base import Item, Split, Task, canonical_key, draw_item, exact_match, held_out, sample_items
-from twofold.tasks.families import LETTERS, Hop, Pick, Run, SumMod, Swap, Top, default_families, signed_families
+from twofold.tasks.families import LETTERS, Find, Hop, Pick, Run, SumMod, Swap, Top, default_families, signed_families
 
 
 def rename_letters(text: str, mapping: dict[str, str]) -> str:
@@ -64,13 +64,26 @@ def test_sampling_is_deterministic_distinct_and_balanced() -> None:
     assert items == sample_items(tasks, 42, seed=7, split="train")
     assert items != sample_items(tasks, 42, seed=8, split="train")
     assert len({item.prompt for item in items}) == 42
-    names = ["sum", "swap", "run", "top", "find", "max", "min", "last"]
+    names = ["sum", "swap", "run", "find", "top", "max", "min", "last"]
     assert [item.family for item in items[:9]] == [*names, "sum"]
     assert [i for i in items if i.family == "sum"] == sample_items([SumMod()], 6, seed=7, split="train")
 
 
 @pytest.mark.parametrize(
-    "task", [Swap(4, 6), Swap(), SumMod(3, 5), SumMod(), Run(), Run("mixed"), Top("mixed")], ids=repr
+    "task",
+    [
+        Swap(4, 6),
+        Swap(),
+        SumMod(3, 5),
+        SumMod(),
+        Run(),
+        Run("mixed"),
+        Find(),
+        Find("mixed"),
+        Find("beyond", 7, 8),
+        Top(),
+    ],
+    ids=repr,
 )
 def test_sizes_get_equal_shares_of_train_items(task: Task) -> None:
     """One size has up to 81 times the keys of another."""
@@ -113,6 +126,7 @@ def test_level_bounds_the_size() -> None:
     rng = random.Random(0)
     assert {SumMod().generate(rng, 0.0).meta["n"] for _ in range(50)} == {3}
     assert {SumMod().generate(rng, 1.0).meta["n"] for _ in range(300)} == {3, 4, 5, 6, 7, 8}
+    assert {Swap().generate(rng, 1.0).meta["n"] for _ in range(300)} == {3, 4, 5, 6, 7, 8}
     with pytest.raises(InputError, match="between 0 and 1"):
         SumMod().generate(rng, 1.5)
 

@@ -13,7 +13,7 @@ from typing import Any
 from twofold.eval.stats import Interval
 from twofold.recipes.claims.fairness import unequal
 from twofold.recipes.claims.record import Protocol, Rule, Shown
-from twofold.recipes.evidence import Facts, difference, lacks, missing
+from twofold.recipes.evidence import Facts, difference, lacks, missing, smallest
 from twofold.report.model import Claim, Condition, Figure, Sense
 
 MAIN_STAGES = (
@@ -54,6 +54,16 @@ class Case:
             if any(lacks(self.facts, path, kinds or ()) for path in (after, before)):
                 return None
             return difference(self.facts, after, before, kinds, column)
+
+        self.measure(name, (after, before), value)
+
+    def smallest_gain(self, name: str, after: str, before: str, kinds: Collection[str]) -> None:
+        """Add the smallest of the kinds' differences, each over its own items, in points; every kind must be there."""
+
+        def value() -> Measured | None:
+            if any(lacks(self.facts, path, kinds) for path in (after, before)):
+                return None
+            return smallest({kind: difference(self.facts, after, before, (kind,)) for kind in kinds})
 
         self.measure(name, (after, before), value)
 

@@ -17,8 +17,8 @@ _SAMPLING = (
     "samples a lot handles more tokens"
 )
 _EACH = f"{ITEMS_PER_FAMILY} items a family"
-_HARD = "the families that need steps (sum, swap, run, top, find)"
-_MIXED = "run and top with mixed signs, for which no solver trace exists at any stage"
+_HARD = "the families that need steps (sum, swap, run, find, top)"
+_MIXED = "run and find with mixed signs, for which no solver trace exists at any stage"
 
 THINKING_GAIN = Protocol(
     key="thinking_gain",
@@ -29,8 +29,10 @@ THINKING_GAIN = Protocol(
         Arm("direct", "control: SFT on the same queries, answers alone", "eval_direct/items/direct"),
         Arm("general_rl", "the finished model, asked in both modes", "eval_final/items/think"),
     ),
-    control="The same base and the same queries, trained to answer at once, with at least as many tokens. Beside it "
-    "the finished model against its own hard switch: the same weights.",
+    control="The same base and the same queries, trained to answer at once, with at least as many tokens. This base "
+    "saw worked steps in most task documents of its pre-training: both arms start from a model that knows the steps, "
+    "and neither is one that never met them. Beside it the finished model against its own hard switch: the same "
+    "weights.",
     items=f"{_HARD}, at the sizes of training; {_EACH}; T = 0.6, two samples an item thinking, one directly.",
     rules=(
         Rule("control", "cold start, thinking, minus the direct-only control", 30, "at least"),
@@ -56,24 +58,29 @@ BOTH_MODES = Protocol(
         Arm("general_rl", "the finished model", "eval_final/items/think"),
         Arm("fusion", "both modes in one model", "eval_fusion/items/think"),
         Arm(
-            "think_only", "control: thinking alone, from the same start, as many tokens", "eval_think_only/items/think"
+            "think_only",
+            "control: the same thinking responses alone, from the same start, as many tokens",
+            "eval_think_only/items/think",
         ),
     ),
-    control="SFT on the same thoughts alone, for as many trained tokens: without it the cost of fusing cannot be told "
-    "from the gain of more SFT.",
-    items=f"Thinking: {_HARD}, two samples an item. Direct answers under /no_think: max, min, last, one sample. "
-    f"{_EACH}; T = 0.6. The worst family of each is judged, not the mean.",
+    control="SFT on fusion's own thinking responses alone, fresh ones among them, for as many trained tokens: without "
+    "it the cost of fusing cannot be told from the gain of more SFT.",
+    items=f"Thinking: {_HARD}, at the sizes of training, and for the cost also {_MIXED}; two samples an item. Direct "
+    f"answers under /no_think: max, min, last, one sample. {_EACH}; T = 0.6. The worst family is judged for the two "
+    "levels, the mean over families for the cost.",
     rules=(
         Rule("thinking", "finished model, worst family that needs steps, thinking", 75, "level", "%"),
         Rule("direct", "finished model, worst easy family, /no_think", 80, "level", "%"),
         Rule("fusion_cost", "fusion minus the thinking-only control, thinking", -4, "at least"),
+        Rule("fusion_cost_mixed", "fusion minus the thinking-only control, thinking, mixed signs", -4, "at least"),
     ),
-    refuted="One family under its level, or a loss by fusing that may be larger than 4 points.",
+    refuted="One family under its level, or a loss by fusing that may be larger than 4 points, with mixed "
+    "signs or without.",
     comparisons=(("fusion", "think_only"),),
     allowed_differences={
         ("fusion", "think_only"): {
             "forms": "thinking alone, without the other mode's forms, is what the control is",
-            "labels": "the control has no direct answers; its thoughts are sampled and kept in the same way",
+            "labels": "the control has no direct answers; its thinking responses are fusion's own",
         }
     },
 )
@@ -81,7 +88,8 @@ BOTH_MODES = Protocol(
 RL_GAIN = Protocol(
     key="rl_gain",
     title="Reasoning RL helps",
-    question="Does RL with a verifier add something where no traces exist that supervised training cannot add?",
+    question="Does RL with a verifier add something where no traces exist that one round of rejection sampling and "
+    "more traces do not add?",
     arms=(
         Arm("cold_start", "where all three arms start", "eval_cold_start/items/mixed"),
         Arm("rl", "RL with a verifier on mixed queries", "eval_rl/items/mixed"),
@@ -97,15 +105,20 @@ RL_GAIN = Protocol(
         ),
     ),
     control="Two, at the operations of RL, sampling counted: SFT on own right samples, which uses the same verifier "
-    "without policy gradients, and more SFT on traces.",
+    "without policy gradients, in one round, and more SFT on traces. Each family is held against both by itself and "
+    "the worse one counts. What RL makes the model forget is judged too.",
     items=f"{_MIXED}; {_EACH}; no flag; two samples an item at T = 0.6, one greedy, eight at T = 1. “Beyond” are sizes "
-    "that no stage trains at all.",
+    f"that no stage trains at all. Forgetting: {_HARD}, as shown in text, two samples an item at T = 0.6.",
     rules=(
-        Rule("more_sft", "RL minus more SFT, T = 0.6", 0, "above"),
-        Rule("rejection", "RL minus rejection-sampling SFT, T = 0.6", 0, "above"),
-        Rule("greedy", "RL minus the cold start, greedy", 0, "above"),
+        Rule("more_sft", "RL minus more SFT, worse family, T = 0.6", 0, "above"),
+        Rule("rejection", "RL minus rejection-sampling SFT, worse family, T = 0.6", 0, "above"),
+        Rule("greedy", "RL minus the cold start, worse family, greedy", 0, "above"),
+        Rule("forgetting", "RL minus the cold start, families as shown in text", -5, "at least"),
     ),
     shown=(
+        Shown("pooled_more_sft", "RL minus more SFT, both families, T = 0.6"),
+        Shown("pooled_rejection", "RL minus rejection-sampling SFT, both families, T = 0.6"),
+        Shown("pooled_greedy", "RL minus the cold start, both families, greedy"),
         Shown("hot_more_sft", "RL minus more SFT, T = 1"),
         Shown("hot_rejection", "RL minus rejection-sampling SFT, T = 1"),
         Shown("hot_start", "RL minus the cold start, T = 1"),
@@ -115,9 +128,10 @@ RL_GAIN = Protocol(
         Shown("pass_more_sft", "pass@8 of more SFT, T = 1", "%"),
         Shown("beyond", "RL minus the cold start, sizes beyond all training"),
         Shown("beyond_rejection", "RL minus rejection-sampling SFT, sizes beyond all training"),
-        Shown("short", "RL minus the cold start, families as shown in text"),
+        Shown("beyond_more_sft", "RL minus more SFT, sizes beyond all training"),
     ),
-    refuted="Either control level with RL on mixed signs, or no gain in greedy decoding.",
+    refuted="Either control level with RL on one family with mixed signs, no gain in greedy decoding on one, or a loss "
+    "that may be larger than 5 points on what the cold start could do.",
     comparisons=(("rl", "rl_more_sft"), ("rl", "rl_rejection"), ("rl", "cold_start")),
     allowed_differences={
         ("rl", "rl_more_sft"): {
@@ -137,36 +151,40 @@ MODE_FOLLOWING = Protocol(
     title="The switch works",
     question="Does the model reply in the mode that the last flag asks for, also in conversations it never trained on?",
     arms=(Arm("general_rl", "the finished model", "eval_final/items/modes"),),
-    control="Two flag patterns that no stage trains on (“conflict, last /think” and “three turns”), and the worst "
-    "trained pattern instead of the mean. The hard switch fills in the empty thought itself; it is shown and not "
-    "counted.",
+    control="Eight flag patterns that no stage trains on, one of one turn and seven of two to four: “conflict, last "
+    "/think”, “three turns”, “off, kept for two turns”, “on again, then kept”, “off again, then kept”, “on again after "
+    "a pause”, “four turns”, “system /no_think, then kept”. Training has named patterns and random flags over one to "
+    "four turns, never these. The worst pattern of either sort is judged, not only the mean. The "
+    "hard switch fills in the empty thought itself; it is shown and not counted.",
     items=f"Conversations in every flag pattern, {PER_PATTERN} of each; one sample at T = 0.6.",
     rules=(
         Rule("worst", "worst trained pattern", 90, "level", "%"),
-        Rule("held_out", "the two held-out patterns together", 90, "at least", "%"),
+        Rule("held_out", "worst of the eight held-out patterns", 80, "level", "%"),
+        Rule("held_out_mean", "the eight held-out patterns together", 90, "at least", "%"),
     ),
-    shown=(Shown("hard_switch", "hard switch", "%"), Shown("each_held_out", "worse held-out pattern", "%")),
-    refuted="One trained pattern under 90 %, or held-out patterns that may be under 90 %.",
+    shown=(Shown("hard_switch", "hard switch", "%"),),
+    refuted="One trained pattern under 90 %, one held-out pattern under 80 %, or held-out patterns that may be under "
+    "90 % together.",
 )
 
 GENERAL_RL = Protocol(
     key="general_rl",
     title="General RL teaches new things",
-    question="Does general RL teach skills that the model did not have, better than a few labelled examples do?",
+    question="Does general RL teach skills that the model did not have, and more than 24 solved examples do?",
     arms=(
         Arm("fusion", "before: where both arms start", "eval_fusion/items/general"),
         Arm("general_rl", "RL over many kinds of tasks", "eval_final/items/general"),
-        Arm(
-            "general_sft_24", "control: SFT on 24 labelled examples of the skills", "eval_general_sft_24/items/general"
-        ),
+        Arm("general_sft_24", "control: SFT on 24 solved examples of the skills", "eval_general_sft_24/items/general"),
         Arm(
             "general_sft_240",
-            "shown: SFT on 240 labelled examples of the skills",
+            "shown: SFT on 240 solved examples of the skills",
             "eval_general_sft_240/items/general",
         ),
     ),
-    control="SFT on 24 labelled examples of the same skills, with replay: the cheap way to teach a format. All seven "
-    "skills count, the worst too, and a condition asks that none was there before.",
+    control="SFT on 24 solved examples of the same skills, with replay: the cheap way to teach a format. Its rate and "
+    "number of steps were tuned, as were those of SFT on 240, which is shown. All seven skills count, the worst too, "
+    "and a condition asks that none was there before. RL is not free of labels: styles are rewarded by rule and right "
+    "answer, orders by similarity to a reference, which is a label of a kind.",
     items="Seven skills: five styles of an answer (chance 1 in 5), two orders of four letters (chance 1 in 24). "
     f"{PER_SKILL} items of each, and of tool use, the "
     "same before and after; one sample at T = 0.6.",
@@ -188,7 +206,7 @@ GENERAL_RL = Protocol(
     allowed_differences={
         ("general_rl", "fusion"): OWN_START,
         ("general_rl", "general_sft_24"): {
-            "labels": "a verifier against solved examples is the thing that is tested",
+            "labels": "rewards on own samples against solved examples is the thing that is tested",
             "forms": "RL also practises tools, thinking and other flags; both arms meet the skills in the same forms",
             "tokens": "24 examples bear few passes; their number of steps is chosen on the tuning seeds",
             "flops": "as for the tokens: the claim is about what can be learnt, not about what it costs",
@@ -209,8 +227,9 @@ THINKING_BUDGET = Protocol(
     control="Only replies that were stopped count: accuracy over all replies rises with the budget because short "
     "thoughts finish. They are held against the same items without a thought, against chance, and against a model that "
     "never saw a cut thought.",
-    items=f"top and find, in which part of the steps is worth something; {_EACH}, the same at every budget; one sample "
-    "at T = 0.6. For each item the budgets at which it was stopped are averaged; items never stopped do not count. "
+    items="top alone: there part of the steps is worth something, and the place of the stop depends on the number of "
+    f"entries alone, not on the answer; {_EACH}, the same at every budget; one sample at T = 0.6. For "
+    "each item the budgets at which it was stopped are averaged; items never stopped do not count. "
     "The last comparison takes items stopped in both models at the same budget.",
     rules=(
         Rule("over_none", "stopped replies minus the same items without a thought", 0, "above"),
@@ -231,18 +250,20 @@ THINKING_BUDGET = Protocol(
 DISTILLATION = Protocol(
     key="distillation",
     title="Distilling beats RL on a small model",
-    question="At equal operations, does a small model learn more from a teacher's distribution on its own samples than "
-    "from RL, and than from the teacher's texts?",
+    question="At equal operations, and given a finished teacher, whose own training is not counted, does a small model "
+    "learn more from the teacher's distribution on its own samples than from RL, and than from the teacher's texts?",
     arms=(
         Arm("student_sft", "where all three arms start", "eval_student_sft/items/hot"),
         Arm("student_opd", "on-policy distillation", "eval_student_opd/items/hot"),
         Arm("student_rl", "control: RL with a verifier", "eval_student_rl/items/hot"),
         Arm("student_more_sft", "control: more SFT on texts of the teacher", "eval_student_more_sft/items/hot"),
     ),
-    control="RL on the same queries in the same prompt forms for the same operations, the teacher's own work counted; "
-    "and SFT on texts of the same teacher. The queries are those of which RL can learn: solved now and then.",
+    control="RL on the same queries in the same prompt forms for the same operations, what the teacher scores "
+    "and writes counted, what it took to train it not; and SFT on texts of the same teacher. The "
+    "queries are those of which RL can learn: solved now and then.",
     items="Three parts, whose means are averaged: families as shown in text and mixed signs, both without a flag, "
-    f"and mixed signs with /think. {_EACH}; eight samples an item at T = 1.",
+    f"and mixed signs with /think. {_EACH}; eight samples an item at T = 1. Shown at T = 0.6: mixed signs, no flag, "
+    "two samples an item.",
     rules=(
         Rule("over_rl", "distillation minus RL, pass@1", 0, "above"),
         Rule("over_sft", "distillation minus more SFT, pass@1", 0, "above"),
@@ -255,6 +276,8 @@ DISTILLATION = Protocol(
         Shown("no_flag_pure", "distillation minus RL, pass@1, families as shown in text, no flag"),
         Shown("no_flag_mixed", "distillation minus RL, pass@1, mixed signs, no flag"),
         Shown("flag_mixed", "distillation minus RL, pass@1, mixed signs, /think"),
+        Shown("cool_rl", "distillation minus RL, mixed signs, no flag, T = 0.6"),
+        Shown("cool_sft", "distillation minus more SFT, mixed signs, no flag, T = 0.6"),
     ),
     refuted="RL or more SFT level with distillation in pass@1, or RL level with it in pass@8.",
     comparisons=(("student_opd", "student_rl"), ("student_opd", "student_more_sft")),
@@ -274,58 +297,72 @@ DISTILLATION = Protocol(
 PRETRAINING = Protocol(
     key="pretraining",
     title="Later pre-training stages pay",
-    question="Does each later stage of pre-training add what it is for, against training on without it?",
+    question="Does each later stage of pre-training add what it is for, at a small cost elsewhere, against training on "
+    "without it?",
     arms=(
-        Arm("student_base", "stage 2: mostly reasoning", "student_base/result/tasks"),
+        Arm("student_base", "stage 2: mostly tasks (0.74 of the tokens)", "student_base/result/tasks"),
         Arm(
             "student_base_general",
-            "control: stage 1 continued, same tokens, same decay",
+            "control: stage 1's shares go on (tasks 0.3), on fresh task text; same tokens, same decay",
             "student_base_general/result/tasks",
         ),
         Arm("s3", "stage 3: long context, new RoPE base", "s3/result/probe"),
         Arm("s3_old_base", "control: stage 3 with the old RoPE base", "s3_old_base/result/probe"),
-        Arm("s2", "where stage 3 starts", "s2/result/probe"),
+        Arm("s2", "shown: where stage 3 starts", "s2/result/probe"),
     ),
-    control="For stage 2 the general mixture continued with as many tokens and the same decay of the learning rate. "
-    "For stage 3 the same long training with the old RoPE base. What each costs elsewhere is judged or shown.",
-    items="Stage 2: held-out short items of all families in document format, greedy. Stage 3: windows of held-out "
-    "text, bits per byte inside the first 256 tokens and beyond them, and a probe that asks for letters from afar.",
+    control="For stage 2 the shares of stage 1 continued, with as many tokens and the same decay of the learning rate. "
+    "Its task text is fresh and from the very shard that stage 2 reads, so that stage 2 differs in the shares and not "
+    "in whether its text is new. Stage 2 reads that shard from small sizes to large, the control, which stage 1 has "
+    "led from small to large before, in no order. For stage 3 the same long training with the old RoPE base. What "
+    "each costs on text inside the short context is judged too.",
+    items="Stage 2: held-out items of all families in document format, greedy. Stage 3: windows of held-out "
+    "text, bits per byte at the positions 512 to 1,024, and a probe that asks for letters from afar. The cost of both: "
+    "bits per byte inside the first 256 tokens.",
     rules=(
-        Rule("stage2_tasks", "stage 2 minus stage 1 continued, tasks", 0, "above"),
-        Rule("stage3_beyond", "stage 3 saves against the old base, beyond 256", 0, "above", "bits/byte"),
+        Rule("stage2_tasks", "stage 2 minus stage 1's shares continued, tasks", 0, "above"),
+        Rule(
+            "stage2_text",
+            "stage 2 costs against stage 1's shares continued, text inside 256",
+            0.3,
+            "at most",
+            "bits/byte",
+        ),
+        Rule("stage3_beyond", "stage 3 saves against the old base, 512 to 1,024", 0, "above", "bits/byte"),
         Rule("stage3_inside", "stage 3 costs against the old base, inside 256", 0.02, "at most", "bits/byte"),
-        Rule("retrieval", "retrieval, stage 3 minus stage 2", 20, "at least"),
+        Rule("retrieval", "retrieval, stage 3 minus the old base", 0, "above"),
     ),
     shown=(
-        Shown("stage2_text", "stage 2 costs against stage 1 continued, text inside 256", "bits/byte"),
-        Shown("retrieval_base", "retrieval, stage 3 minus the old base"),
+        Shown("stage3_between", "stage 3 saves against the old base, 256 to 512", "bits/byte"),
+        Shown("retrieval_start", "retrieval, stage 3 minus stage 2"),
     ),
-    refuted="Stage 1 continued as good on tasks; the old base as good beyond 256 tokens; a cost inside them that may "
-    "be above 0.02 bits per byte; or less than 20 points in retrieval.",
-    comparisons=(("student_base", "student_base_general"), ("s3", "s3_old_base"), ("s3", "s2")),
-    allowed_differences={
-        ("student_base", "student_base_general"): {"forms": "the mixture of sources is the thing that is tested"},
-        ("s3", "s2"): OWN_START,
-    },
+    refuted="Stage 1's shares as good on tasks, or a cost in text that may be above 0.3 bits per byte; the old base as "
+    "good at 512 to 1,024 tokens or in retrieval, or a cost inside 256 that may be above 0.02 bits per byte.",
+    comparisons=(("student_base", "student_base_general"), ("s3", "s3_old_base")),
 )
 
 MOE_BALANCE = Protocol(
     key="moe_balance",
-    title="Global balance lets experts specialise",
-    question="Do experts specialise more by task when balance is asked of the whole batch, not of every micro-batch?",
+    title="Global balance lets experts specialise between task families",
+    question="Do experts specialise more between task families when balance is asked of the whole batch, not of every "
+    "micro-batch?",
     arms=(
         Arm("moe_global", "balance loss over the whole batch"),
         Arm("moe_micro", "control: balance loss over each micro-batch"),
     ),
     control="The same loss, weight and data, taken over each micro-batch of mixed documents. Only distances between "
-    "task families count; plain text is far from every task under either loss.",
+    "task families count; plain text is far from every task under either loss, and the distance with it is shown.",
     items="Held-out documents of every task family; the distance between two families is the total variation between "
     "their shares of experts, averaged over pairs and layers. Intervals of one run resample documents.",
     rules=(
         Rule("distance", "distance between task families, global minus micro-batch", 0, "above", ""),
         Rule("dead", "no expert is dead under the global loss", 1, "exact", ""),
     ),
-    shown=(Shown("text", "text inside the context, global minus micro-batch", "bits/byte"),),
+    shown=(
+        Shown("distance_text", "distance between families, text among them, global minus micro-batch", ""),
+        Shown("load_global", "largest load of an expert, global (fair: 1)", ""),
+        Shown("load_micro", "largest load of an expert, micro-batch (fair: 1)", ""),
+        Shown("text", "text inside the context, global minus micro-batch", "bits/byte"),
+    ),
     refuted="A distance that is not larger under the global loss, or a dead expert.",
     comparisons=(("moe_global", "moe_micro"),),
 )

@@ -21,6 +21,7 @@ from twofold.recipes.evidence import (
     rows,
     skill_gains,
     skill_levels,
+    smallest,
 )
 from twofold.report.model import Claim
 
@@ -39,7 +40,7 @@ def general_rl(facts: Facts) -> Claim:
 
     skills("gain", lambda: mean_of(list(skill_gains(facts, AFTER, BEFORE).values())), AFTER, BEFORE)
     skills("absent", lambda: largest_lead(facts, BEFORE), BEFORE)
-    skills("smallest", lambda: smallest_gain(skill_gains(facts, AFTER, BEFORE)), AFTER, BEFORE)
+    skills("smallest", lambda: smallest(skill_gains(facts, AFTER, BEFORE)), AFTER, BEFORE)
     for count in (24, 240):
         other = f"eval_general_sft_{count}/items/general"
         skills(f"sft_{count}", lambda other=other: _mean_over(facts, other), AFTER, other)  # type: ignore[misc]
@@ -61,13 +62,6 @@ def largest_lead(facts: Facts, path: str) -> Measured:
     leads = {skill: found.value - SKILLS[skill] for skill, found in skill_levels(facts, path).items()}
     name = max(leads, key=lambda skill: leads[skill])
     return Interval(leads[name], float("nan"), float("nan")), name
-
-
-def smallest_gain(gains: dict[str, Interval]) -> Measured:
-    """The smallest estimate and the smallest ends over all skills: a lower end above 0 speaks for each of them."""
-    name = min(gains, key=lambda skill: gains[skill].value)
-    value, low, high = (min(getattr(gain, end) for gain in gains.values()) for end in ("value", "low", "high"))
-    return Interval(value, low, high), name
 
 
 def _mean_over(facts: Facts, other: str) -> Interval:

@@ -30,14 +30,20 @@ def page() -> str:
 def _opening() -> list[str]:
     tuning, confirming = (", ".join(map(str, seeds)) for seeds in (TUNING_SEEDS, CONFIRMING_SEEDS))
     rules = [
-        f"Settings are chosen on the tuning seeds {tuning}. Then they are frozen. Each claim is judged once, on the "
-        f"seeds {confirming}, which no setting was chosen with.",
+        f"Settings are chosen on the tuning seeds {tuning}. An attack on the tuning run before freezing belongs to the "
+        "protocol: an opponent looks there for what else could explain a claim, and what is found is mended in the "
+        "recipe or in this document. Then settings, code and protocols are frozen. The confirming runs, on the seeds "
+        f"{confirming}, which no setting was chosen with, are made from one commit after that attack, and each claim "
+        "is judged once.",
         "Items, probes and held-out documents are drawn anew for every training seed. They come from the test split: "
-        "no stage trains on them. Sizes are drawn first, so that no family consists of a few items.",
+        "no stage trains on them. Sizes are drawn first, so that no family consists of a few items. Some families "
+        "(calc, swap, orders) have so few held-out items all the same that training seeds share some.",
         "The unit within a run is the item. Several samples of an item are averaged first, and two arms are compared "
-        "item by item. The unit over runs is the training seed: each gives one estimate, and the interval is Student's "
-        "t over these estimates. Every seed has its own training and its own items, so this interval holds the luck of "
-        "both. All intervals are two-sided, 95 %.",
+        "item by item. The unit over runs is the training seed: each gives one estimate, and Student's t over these "
+        "estimates holds the luck of training and of items that differ. As seeds may share items, the error over items "
+        "is taken in once more: the half width over seeds is the root of the squared half width by Student's t plus "
+        "the mean of the runs' squared half widths over items, where runs have them. That is right when all items are "
+        "shared and too wide when none is. All intervals are two-sided, 95 %.",
         "“Lower end above” and “lower end at least” are judged on the lower end of the interval, “upper end at most” "
         "on its upper end. “Estimate at least” asks for a level: it is judged on the estimate, and the worst seed is "
         "shown. A yes must be a yes on every seed. A figure that has no interval within a run is judged there by its "

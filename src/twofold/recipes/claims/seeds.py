@@ -20,9 +20,9 @@ from twofold.report.text import cell_markdown, measured, number, wanted
 def combine(reports: Mapping[int, Sequence[Claim]]) -> list[Claim]:
     """The nine claims over training seeds; ``reports`` maps a seed to the claims of its run.
 
-    A condition is judged by its sense on the mean of the seeds' estimates and the Student-t interval over them; "level"
-    on the mean alone, with the worst seed beside it; "exact" must be so on every seed. A claim that any seed leaves
-    open, or a figure that any seed lacks, is not judged.
+    A condition is judged by its sense on the mean of the seeds' estimates and the interval ``across`` them, which takes
+    in each run's interval over items; "level" on the mean alone, with the worst seed beside it; "exact" must be so on
+    every seed. A claim that any seed leaves open, or a figure that any seed lacks, is not judged.
 
     Raises:
         InputError: fewer than two seeds, or a run that was judged by another protocol.
@@ -44,9 +44,9 @@ def _over_seeds(protocol: Protocol, reports: Mapping[int, Sequence[Claim]]) -> C
     shown = []
     for extra in protocol.shown:
         figures = [next((f for f in claim.shown if f.name == extra.name), None) for claim in found.values()]
-        values = [figure.value for figure in figures if figure is not None and figure.value is not None]
-        if len(values) == len(reports):
-            shown.append(filled(Figure, extra, across(values)))
+        there = [figure for figure in figures if figure is not None and figure.value is not None]
+        if len(there) == len(reports):
+            shown.append(filled(Figure, extra, _interval(there)))
     judged = not notes
     return settle(protocol, conditions, shown, judged, " ".join(notes), seeds=list(reports))
 
@@ -72,7 +72,13 @@ def _condition(rule: Rule, parts: Mapping[int, Condition], complete: bool) -> Co
         return _as_condition(rule, value, f"not on seed {', '.join(failed)}" if failed else "on every seed")
     worst = max(values, key=lambda seed: values[seed] if rule.sense == "at most" else -values[seed])
     detail = f"worst seed {worst}: {number(values[worst])}"
-    return _as_condition(rule, across(list(values.values())), detail)
+    return _as_condition(rule, _interval(list(parts.values())), detail)
+
+
+def _interval(parts: Sequence[Figure]) -> Interval:
+    """Over seeds, with the half widths over items of the runs that have an interval."""
+    halves = [(part.high - part.low) / 2 for part in parts if part.low is not None and part.high is not None]
+    return across([part.value for part in parts if part.value is not None], halves)
 
 
 def _as_condition(rule: Rule, value: Interval | None, detail: str) -> Condition:
