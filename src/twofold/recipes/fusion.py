@@ -22,7 +22,7 @@ from twofold.recipes.saw import flops, saw, steps_for
 from twofold.tasks.base import Item, sample_items
 from twofold.tasks.families import anytime_families, easy_families, signed_families
 from twofold.tasks.instruct import shown_tasks
-from twofold.tasks.query import FLAG_PATTERNS, Mode, flagged, random_pattern, user_turns
+from twofold.tasks.query import FLAG_PATTERNS, Mode, flagged, random_pattern, turns_of, user_turns
 from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered
 from twofold.train.loop import OptimConfig
@@ -32,8 +32,8 @@ class FusionConfig(SFTConfig):
     """Fusion: how many examples of each sort are made."""
 
     fresh: int = 3000  # queries besides those of stages 1 and 2
-    think: int = 2400
-    no_think: int = 1200
+    think: int = 2000
+    no_think: int = 1800
     hard_direct_share: float = 0.2  # of direct answers; they are at chance, so more of them is only noise
     hard_switch: int = 250
     cut_thoughts: int = 900  # of families in which part of the steps is worth something
@@ -107,11 +107,16 @@ def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[
 
 
 def _pattern(maker: FusionMaker, mode: Mode) -> str:
-    """A pattern that calls for ``mode``: a named one or random flags, in equal shares."""
+    """A pattern that calls for ``mode``: a named one or random flags, in equal shares.
+
+    Half of the random ones that call for no thinking do so by a flag of an earlier turn: without them the model learns
+    to look at the last turn alone, where most prompts have their flag.
+    """
     rng = maker.rng
     if rng.random() < 0.5:
         return rng.choice([p for p in maker.patterns if _calls_for(p) == mode])
-    while _calls_for(pattern := random_pattern(rng)) != mode:
+    kept = mode == "no_think" and rng.random() < 0.5
+    while _calls_for(pattern := random_pattern(rng)) != mode or (kept and turns_of(pattern)[-1] != "u"):
         pass
     return pattern
 

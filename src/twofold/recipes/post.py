@@ -50,8 +50,8 @@ class SFTConfig(Config):
 class ColdStartConfig(SFTConfig):
     """Cold start; queries are drawn per family, then filtered and balanced."""
 
-    queries_per_family: int = 300
-    kept_per_family: int = 200
+    queries_per_family: int = 1000
+    kept_per_family: int = 800
     traces_per_query: int = 3
     kept_per_query: int = 1
     bad_share: float = 0.1  # spoiled candidates mixed in, so that the filters have something to catch

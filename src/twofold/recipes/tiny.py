@@ -140,14 +140,14 @@ class TinyConfig(Config):
     s1: PretrainConfig = _s1(FLAGSHIP)
     s2: PretrainConfig = _s2(FLAGSHIP)
     s3: PretrainConfig = _s3(FLAGSHIP)
-    cold_start: ColdStartConfig = ColdStartConfig(optim=_sft(0.01, 3e-3), steps=100)
+    cold_start: ColdStartConfig = ColdStartConfig(optim=_sft(0.01, 3e-3), steps=300)
     rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(steps=50, entropy_low=0.03, entropy_high=0.6),
         optim=_rl(4e-4, decay="linear", end=0.1),
         pool_per_family=250,
         tuned=(2e-4, 4e-4, 8e-4),
     )
-    fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=480)
+    fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=800)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
             steps=80,
@@ -167,7 +167,7 @@ class TinyConfig(Config):
 class PostControls(Config):
     """Opponents of the flagship's post-training stages."""
 
-    direct: SFTConfig = SFTConfig(optim=_sft(0.01, 3e-3), steps=250)
+    direct: SFTConfig = SFTConfig(optim=_sft(0.01, 3e-3), steps=700)
     more_sft: MoreSFTConfig = MoreSFTConfig(optim=_sft(0.005, 1.5e-3), tuned=(0.0025, 0.005, 0.01))
     rejection: RejectionConfig = RejectionConfig(optim=_sft(0.01, 3e-3), tuned=(0.0025, 0.005, 0.01))
     think_only: ThinkOnlyConfig = ThinkOnlyConfig(optim=_sft(0.005, 1.5e-3))
