@@ -109,16 +109,22 @@ def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[
 def _pattern(maker: FusionMaker, mode: Mode) -> str:
     """A pattern that calls for ``mode``: a named one or random flags, in equal shares.
 
-    Half of the random ones that call for no thinking do so by a flag of an earlier turn: without them the model learns
-    to look at the last turn alone, where most prompts have their flag.
+    Half of the random ones have their last flag in an earlier turn, in both modes: without them the model learns to
+    look at the last turn alone, where most prompts have their flag.
     """
     rng = maker.rng
     if rng.random() < 0.5:
         return rng.choice([p for p in maker.patterns if _calls_for(p) == mode])
-    kept = mode == "no_think" and rng.random() < 0.5
-    while _calls_for(pattern := random_pattern(rng)) != mode or (kept and turns_of(pattern)[-1] != "u"):
+    kept = rng.random() < 0.5
+    while _calls_for(pattern := random_pattern(rng)) != mode or (kept and not _kept(pattern)):
         pass
     return pattern
+
+
+def _kept(pattern: str) -> bool:
+    """Whether the last turn has no flag and an earlier one has."""
+    *earlier, last = turns_of(pattern)
+    return last == "u" and any(len(turn) > 1 for turn in earlier)
 
 
 def _calls_for(pattern: str) -> Mode:

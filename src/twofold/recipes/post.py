@@ -128,7 +128,7 @@ def supervise(
 
 
 def cold_start(context: StageContext) -> None:
-    """Stage 1: long-CoT cold start on filtered solver traces; deliberately short."""
+    """Stage 1: long-CoT cold start on filtered solver traces, long enough that RL is not credited with what they teach."""
     config: ColdStartConfig = context.config
     start = context.inputs["s3"]
     policy, tasks = LLM(start), families()

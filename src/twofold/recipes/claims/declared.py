@@ -25,7 +25,7 @@ THINKING_GAIN = Protocol(
     title="Thinking pays",
     question="Does thinking before the answer solve tasks that a direct answer does not?",
     arms=(
-        Arm("cold_start", "a short SFT on thoughts with their answers", "eval_cold_start/items/think"),
+        Arm("cold_start", "SFT on thoughts with their answers", "eval_cold_start/items/think"),
         Arm("direct", "control: SFT on the same queries, answers alone", "eval_direct/items/direct"),
         Arm("general_rl", "the finished model, asked in both modes", "eval_final/items/think"),
     ),
