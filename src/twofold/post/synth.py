@@ -97,7 +97,7 @@ def filter_responses(responses: Sequence[Response], tasks: dict[str, Task]) -> t
 def most_natural(engine: Engine, renderer: Renderer, responses: Sequence[Response], per_item: int) -> list[Response]:
     """Of each item's responses the ``per_item`` that the base model finds most likely per token, in item order.
 
-    A deliberately short cold start should call up what pre-training laid down, not teach another style.
+    A cold start should call up what pre-training laid down, not teach another style.
     """
     tokenizer = renderer.tokenizer
     texts = [tokenizer.encode(item_text(r.item, r.reasoning)) for r in responses]
