@@ -128,7 +128,7 @@ def supervise(
 
 
 def cold_start(context: StageContext) -> None:
-    """Stage 1: long-CoT cold start on filtered solver traces, long enough that RL gets no credit for what they teach."""
+    """Stage 1: long-CoT cold start on filtered solver traces, until they teach no more (RL gets no credit for them)."""
     config: ColdStartConfig = context.config
     start = context.inputs["s3"]
     policy, tasks = LLM(start), families()
