@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -21,7 +22,7 @@ from twofold.recipes.measure import MeasureConfig
 from twofold.recipes.pretrain import items_seed
 from twofold.recipes.saw import forms_of
 from twofold.recipes.tiny import TinyConfig
-from twofold.tasks.base import canonical_key, sample_items
+from twofold.tasks.base import sample_items
 from twofold.tasks.families import default_families
 from twofold.tasks.instruct import ORDERS, STYLES
 from twofold.tasks.query import FLAG_PATTERNS, HELD_OUT_PATTERNS, MODE_KIND, SYSTEM_PATTERNS, TAUGHT_PATTERNS, Query
@@ -43,17 +44,6 @@ def signature(query: Query, renderer: Renderer) -> tuple[str, ...]:
     found = re.findall(r"<\|im_start\|>(system|user)\n(.*?)<\|im_end\|>", text, re.DOTALL)
     turns = [(role, re.findall(r"/(no_think|think)\b", content)) for role, content in found]
     return tuple(role[0] + "".join({"think": "+", "no_think": "-"}[flag] for flag in flags) for role, flags in turns)
-
-
-def key_of(prompt: str) -> str:
-    """What the split goes by: in `run` and `find` signs and digits, elsewhere the prompt with its letters renamed."""
-    head, *rest = prompt.split(": ")
-    entries = rest[-1].split() if rest else []
-    if head == "run mod 10":
-        return "run " + "".join("+-"[entry[0].islower()] + entry[1] for entry in entries)
-    if head.startswith("find "):
-        return f"{head} " + " ".join(entry[1] + "+-"[entry[0].islower()] + entry[2] for entry in entries)
-    return canonical_key(prompt)
 
 
 def test_skills() -> None:
@@ -105,7 +95,7 @@ def test_the_measurement_has_the_skills_and_the_three_plain_kinds() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_measured_item_is_trained_on(seed: int) -> None:
+def test_no_measured_item_is_trained_on(seed: int, key_of: Callable[[str], str]) -> None:
     test, train = (general_queries(20, items_seed(seed) if split == "test" else seed + 44, split)
                    for split in ("test", "train"))  # fmt: skip
     assert all(held_out(query.item.key) for query in test)
