@@ -255,7 +255,7 @@ def test_forms_count_what_was_made(maker: FusionMaker) -> None:
     calc = Item("calc", "calc 37*48", "1776", (), "calc", {"expression": "37*48"})
     maker.conversation("/think", EASY)
     maker.conversation("three flags", EASY)
-    maker.conversation("u- u u+", EASY)
+    maker.conversation("u- u u-", EASY)
     maker.hard_switch(EASY[0])
     maker.direct(EASY[0], Direct("max"))
     maker.document("x")
