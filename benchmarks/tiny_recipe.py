@@ -1,6 +1,6 @@
 """The whole tiny recipe with its control arms, for several training seeds, and the tables made from their reports.
 
-    python -m benchmarks.tiny_recipe [--seeds 3 4 5 6 7] [--jobs 2] [--runs runs]
+    python -m benchmarks.tiny_recipe [--seeds 5 6 7 8 9] [--jobs 2] [--runs runs]
     python -m benchmarks.tiny_recipe --no-run        # the tables again, from the stored reports alone
 
 Writes benchmarks/results/tiny-seed<N>.json (a run's report), tiny-seeds.md (every claim over the seeds) and the table

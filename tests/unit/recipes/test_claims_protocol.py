@@ -36,7 +36,7 @@ def test_it_is_written_only_at_the_top_of_the_tree(tmp_path: Path, monkeypatch: 
 
 
 def test_seeds_for_tuning_and_for_confirming_are_apart() -> None:
-    assert protocol.TUNING_SEEDS == (10, 11, 12) and protocol.CONFIRMING_SEEDS == (3, 4, 5, 6, 7)
+    assert protocol.TUNING_SEEDS == (10, 11, 12) and protocol.CONFIRMING_SEEDS == (5, 6, 7, 8, 9)
     assert all(str(seed) in protocol.page() for seed in (*protocol.TUNING_SEEDS, *protocol.CONFIRMING_SEEDS))
 
 

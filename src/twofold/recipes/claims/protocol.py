@@ -17,7 +17,7 @@ from twofold.report.model import Condition
 from twofold.report.text import cell_markdown, wanted
 
 TUNING_SEEDS = (10, 11, 12)
-CONFIRMING_SEEDS = (3, 4, 5, 6, 7)
+CONFIRMING_SEEDS = (5, 6, 7, 8, 9)  # 3 and 4 were seen in a first attempt to freeze (docs/LOG.md)
 DOCUMENT = Path("docs/claims.md")
 _WIDTH = 120
 
