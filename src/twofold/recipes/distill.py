@@ -17,13 +17,12 @@ from twofold.base.files import read_json, read_jsonl, write_jsonl
 from twofold.base.records import Message, SamplingParams
 from twofold.episodes.play import play
 from twofold.llm import LLM
-from twofold.post import synth
 from twofold.post.distill import DistillConfig, DistillSource
 from twofold.post.rewards import reasoning_reward
 from twofold.recipes.chain import StageContext
-from twofold.recipes.post import RLStageConfig, SFTConfig, families, finish, hard_families, supervise, train_rl
+from twofold.recipes.post import SFTConfig, families, finish, hard_families, learnable, supervise, train_rl
 from twofold.recipes.pretrain import run_training
-from twofold.recipes.saw import flops, forms_of, saw, step_tokens, steps_for
+from twofold.recipes.saw import flops, forms_of, saw, steps_for
 from twofold.tasks.base import Item, sample_items
 from twofold.tasks.families import signed_families
 from twofold.tasks.query import Mode, Query, single
@@ -106,16 +105,11 @@ def _teacher_example(renderer: Renderer, trajectory: Any) -> Rendered | None:
 
 def student_rl(context: StageContext) -> None:
     """RL on the student; its operations are what the other arms get."""
-    config: RLStageConfig = context.config
     start = context.inputs["student_sft"]
     student = LLM(start, exact=True)
-    pool = thinking_queries(QUERIES, context.seed + 77)
-    params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
-    queries, rates = synth.learnable(student.engine, student.renderer, pool, params, *config.pass_rate)
+    queries, chosen = learnable(context, student, thinking_queries(QUERIES, context.seed + 77))
     write_jsonl(context.out / _ASKED, [{"item": asdict(q.item), "flag": q.form == "/think"} for q in queries])
-    result = train_rl(context, student, queries, reasoning_reward, start)
-    result |= {"pool": len(pool), "learnable": len(queries), "mean_pass_rate": sum(rates) / len(rates)}
-    finish(student, context, result)
+    finish(student, context, train_rl(context, student, queries, reasoning_reward, start) | chosen)
 
 
 def asked_by_all(context: StageContext) -> list[Query]:
@@ -148,9 +142,9 @@ def _affordable(
 ) -> int:
     """Steps whose sampling, training and teacher's scoring cost what RL cost, by one step that is sampled and left."""
     sample = DistillSource(student.engine, student.renderer, queries, config, context.seed)
-    tokens, before = step_tokens(sample.next_step()), student.engine.generated_tokens
-    student.engine.generated_tokens = 0
-    each = flops(student, tokens, before) + flops(teacher, 0, 0, tokens)
+    tokens = sum(batch.num_tokens for batch in sample.next_step())
+    generated, student.engine.generated_tokens = student.engine.generated_tokens, 0
+    each = flops(student, tokens, generated) + flops(teacher, 0, 0, tokens)
     return max(1, round(_operations_of_rl(context) / each))
 
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from twofold.base.records import Message
 from twofold.llm import LLM
 from twofold.post.rewards import general_reward
-from twofold.post.sft import ChatSource, Example, StoredExamples
+from twofold.post.sft import Example, StoredExamples
 from twofold.recipes.chain import StageContext
-from twofold.recipes.post import RLStageConfig, SFTConfig, families, finish, hard_families, train_rl
-from twofold.recipes.pretrain import run_training
+from twofold.recipes.post import RLStageConfig, SFTConfig, families, finish, hard_families, supervise, train_rl
 from twofold.recipes.saw import forms_of, saw
 from twofold.tasks.base import Split, Task, sample_items
 from twofold.tasks.families import easy_families
@@ -32,7 +31,6 @@ from twofold.tasks.query import (
 )
 from twofold.tasks.tools import Calc
 from twofold.text.chat import Rendered, Renderer
-from twofold.train.objectives import CrossEntropy
 
 TAUGHT_SYSTEM = tuple(name for name in SYSTEM_PATTERNS if name in TAUGHT_PATTERNS)
 # Queries of each kind in units: training leans towards what no earlier stage taught.
@@ -67,8 +65,7 @@ def general_sft(context: StageContext) -> None:
     half = config.steps * config.batch_size // 2
     examples: list[Example] = [labelled[number % len(labelled)] for number in range(half)]
     examples += rng.choices(replay, k=half)
-    source = ChatSource(examples, config.batch_size, context.seed)
-    trainer = run_training(context, policy.model, source, CrossEntropy(), config.optim, config.steps)
+    trainer = supervise(context, policy, examples, config.steps, config.batch_size, config.optim)
     result = saw(policy, trainer, forms_of(queries), f"{config.labelled} solved examples", config.tuned)
     finish(policy, context, result)
 

@@ -22,7 +22,7 @@ from twofold.llm import LLM
 from twofold.post import synth
 from twofold.post.rewards import reasoning_reward
 from twofold.post.rl import Reward, RLConfig, RolloutSource
-from twofold.post.sft import ChatSource
+from twofold.post.sft import ChatSource, Example
 from twofold.post.synth import Response
 from twofold.recipes.chain import StageContext
 from twofold.recipes.pretrain import run_training, save_model
@@ -120,7 +120,7 @@ def finish(policy: LLM, context: StageContext, result: dict[str, Any]) -> None:
 
 
 def supervise(
-    context: StageContext, policy: LLM, examples: Sequence[Rendered], steps: int, batch_size: int, optim: OptimConfig
+    context: StageContext, policy: LLM, examples: Sequence[Example], steps: int, batch_size: int, optim: OptimConfig
 ) -> Trainer:
     """Train on rendered examples with this stage's seed."""
     source = ChatSource(examples, batch_size, context.seed)
@@ -182,12 +182,18 @@ def reasoning_rl(context: StageContext) -> None:
     start = context.inputs["cold_start"]
     policy = LLM(start, exact=True)
     pool = mixed_queries(config.pool_per_family, context.seed + 22)
+    queries, chosen = learnable(context, policy, pool)
+    write_jsonl(context.out / "queries.jsonl", [asdict(query.item) for query in queries])
+    finish(policy, context, train_rl(context, policy, queries, reasoning_reward, start) | chosen)
+
+
+def learnable(context: StageContext, policy: LLM, pool: Sequence[Query]) -> tuple[list[Query], dict[str, Any]]:
+    """The queries of ``pool`` that the policy solves now and then, and how they were chosen, for the stage's result."""
+    config: RLStageConfig = context.config
     params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
     queries, rates = synth.learnable(policy.engine, policy.renderer, pool, params, *config.pass_rate)
-    write_jsonl(context.out / "queries.jsonl", [asdict(query.item) for query in queries])
-    result = train_rl(context, policy, queries, reasoning_reward, start)
-    result |= {"pool": len(pool), "learnable": len(queries), "mean_pass_rate": sum(rates) / len(rates)}
-    finish(policy, context, result)
+    facts = {"pool": len(pool), "learnable": len(queries), "mean_pass_rate": sum(rates) / len(rates)}
+    return queries, facts
 
 
 def mixed_queries(per_family: int, seed: int) -> list[Query]:

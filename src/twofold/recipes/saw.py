@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from twofold.base.batch import TokenBatch
 from twofold.llm import LLM
 from twofold.post.sft import Example
 from twofold.tasks.query import Query
@@ -69,8 +68,3 @@ def steps_for(policy: LLM, budget: float, examples: Sequence[Example], batch_siz
     """Supervised steps of ``batch_size`` examples that cost about ``budget`` operations."""
     mean = statistics.fmean(len(example.token_ids) for example in examples)
     return max(1, round(budget / flops(policy, mean * batch_size)))
-
-
-def step_tokens(batches: Sequence[TokenBatch]) -> int:
-    """Tokens of a step's micro-batches."""
-    return sum(len(batch.tokens_T) for batch in batches)

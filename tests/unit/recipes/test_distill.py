@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from twofold.base.split import held_out
+from twofold.post import synth
 from twofold.post.rl import RLConfig
 from twofold.recipes import distill
 from twofold.recipes.distill import QUERIES, asked_by_all, both_modes, student_rl, thinking_queries
@@ -65,7 +66,7 @@ def test_all_arms_ask_what_rl_found_learnable(tmp_path: Path, monkeypatch: pytes
         return {}
 
     monkeypatch.setattr(distill, "LLM", lambda *_, **__: SimpleNamespace(engine=None, renderer=None))
-    monkeypatch.setattr(distill.synth, "learnable", every_third)
+    monkeypatch.setattr(synth, "learnable", every_third)
     monkeypatch.setattr(distill, "train_rl", train)
     monkeypatch.setattr(distill, "finish", lambda policy, context, result: results.append(result))
     config = RLStageConfig(rl=RLConfig(steps=1), optim=OptimConfig(muon_lr=0.0))

@@ -11,7 +11,7 @@ import pytest
 
 from twofold.post.sft import ChatSource, StoredExample
 from twofold.recipes.pretrain import ModelShape
-from twofold.recipes.saw import flops, forms_of, saw, step_tokens, steps_for
+from twofold.recipes.saw import flops, forms_of, saw, steps_for
 from twofold.tasks.families import Direct, SumMod
 from twofold.tasks.query import flagged, single, with_tools
 from twofold.tasks.tools import Calc
@@ -45,7 +45,7 @@ def test_steps_hit_a_budget_within_a_twentieth(batch_size: int, factor: float) -
     budget = factor * flops(policy(), 50 * batch_size)
     steps = steps_for(policy(), budget, examples, batch_size)
     source = ChatSource(examples, batch_size, seed=0)
-    spent = flops(policy(), sum(step_tokens(source.next_step()) for _ in range(steps)))
+    spent = flops(policy(), sum(batch.num_tokens for _ in range(steps) for batch in source.next_step()))
     assert spent == pytest.approx(budget, rel=0.05)
 
 
