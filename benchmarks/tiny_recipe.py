@@ -1,6 +1,6 @@
 """The whole tiny recipe with its control arms, for several training seeds, and the tables made from their reports.
 
-    python -m benchmarks.tiny_recipe [--seeds 5 6 7 8 9] [--jobs 2] [--runs runs]
+    python -m benchmarks.tiny_recipe [--seeds 100 200 300 400 500] [--jobs 2] [--runs runs]
     python -m benchmarks.tiny_recipe --no-run        # the tables again, from the stored reports alone
 
 Writes benchmarks/results/tiny-seed<N>.json (a run's report), tiny-seeds.md (every claim over the seeds) and the table
@@ -52,7 +52,7 @@ CHINESE: dict[str, tuple[str, dict[str, str]]] = {
         "推理强化学习的增益",
         {
             "more_sft": "强化学习减去更多 SFT，较差的一类任务，T = 0.6",
-            "rejection": "强化学习减去拒绝采样 SFT，较差的一类任务，T = 0.6",
+            "rejection": "强化学习减去同一批题目上的拒绝采样 SFT，两类任务合计，T = 0.6",
             "greedy": "强化学习减去冷启动，较差的一类任务，贪心解码",
             "forgetting": "强化学习减去冷启动，训练文本中已有的任务",
         },
@@ -69,7 +69,7 @@ CHINESE: dict[str, tuple[str, dict[str, str]]] = {
         "通用强化学习教会新本领",
         {
             "gain": "七项本领的平均增益",
-            "absent": "训练之前：超出猜测水平最多的一项",
+            "absent": "之前：七项本领平均高出随机的幅度",
             "smallest": "增益最小的一项",
             "sft_24": "各项平均减去用 24 个样例的 SFT",
             "thinking": "多步任务上思考的损失",

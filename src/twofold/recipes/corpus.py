@@ -23,7 +23,7 @@ from twofold.recipes.chain import StageContext
 from twofold.tasks.base import Task, canonical_key, sample_items
 from twofold.tasks.families import (
     LETTERS,
-    Find,
+    Least,
     Pick,
     Run,
     Swap,
@@ -109,7 +109,7 @@ def _task_texts(count: int, seed: int, config: DataConfig, curriculum: bool) -> 
     """Items of the pure reach: those that need steps mostly with them, easy ones mostly without, and some whose reply
     may have any form."""
     hard = [task for task in default_families() if task.step_by_step]
-    hard += [Swap(), Run(), Find()]  # twice as often as the others: they are learnt last
+    hard += [Swap(), Run(), Least()]  # twice as often as the others: they are learnt last
     easy = easy_families()
     lookup: list[Task] = [Pick()]
     shown = shown_tasks(easy)

@@ -47,10 +47,11 @@ class OnPolicyConfig(Config):
 
 
 class TeacherTextConfig(Config):
-    """More SFT on teacher texts, at the operations of RL."""
+    """More SFT on teacher texts, at the operations of RL; samples: replies of the teacher to each query."""
 
     optim: OptimConfig
     batch_size: int = 32
+    samples: int = 4
     tuned: tuple[float, ...] = ()
 
 
@@ -89,10 +90,14 @@ def off_policy(context: StageContext) -> None:
     finish(student, context, result | {"examples": len(examples)})
 
 
-def teacher_texts(renderer: Renderer, teacher: LLM, queries: Sequence[Query], seed: int) -> list[Rendered]:
-    """Whole teacher replies as training examples; unfinished ones are left out."""
-    groups = play(teacher.engine, teacher.renderer, queries, SamplingParams(0.6, max_tokens=128, seed=seed))
-    return [e for group in groups for t in group if (e := _teacher_example(renderer, t)) is not None]
+def teacher_texts(
+    renderer: Renderer, teacher: LLM, queries: Sequence[Query], seed: int, each: int = 1
+) -> list[Rendered]:
+    """Whole and different teacher replies as training examples, ``each`` a query; unfinished ones are left out."""
+    params = SamplingParams(0.6, max_tokens=128, n=each, seed=seed)
+    groups = play(teacher.engine, teacher.renderer, queries, params)
+    texts = [e for group in groups for t in group if (e := _teacher_example(renderer, t)) is not None]
+    return list({tuple(text.token_ids): text for text in texts}.values())
 
 
 def _teacher_example(renderer: Renderer, trajectory: Any) -> Rendered | None:
@@ -132,7 +137,7 @@ def on_policy(context: StageContext) -> None:
     objective = TokenKL(teacher.model, config.distill.direction, student.tokenizer.vocab_size)
     steps = min(config.distill.steps, _affordable(context, student, teacher, queries, config.distill))
     trainer = run_training(context, student.model, source, objective, config.optim, steps)
-    beside = flops(teacher, 0, 0, trainer.tokens)
+    beside = _choosing(context) + flops(teacher, 0, 0, trainer.tokens)
     result = saw(student, trainer, forms_of(queries), "teacher's distribution", config.tuned, beside)
     finish(student, context, result)
 
@@ -145,7 +150,7 @@ def _affordable(
     tokens = sum(batch.num_tokens for batch in sample.next_step())
     generated, student.engine.generated_tokens = student.engine.generated_tokens, 0
     each = flops(student, tokens, generated) + flops(teacher, 0, 0, tokens)
-    return max(1, round(_operations_of_rl(context) / each))
+    return max(1, round((_operations_of_rl(context) - _choosing(context)) / each))
 
 
 def more_teacher_texts(context: StageContext) -> None:
@@ -153,8 +158,8 @@ def more_teacher_texts(context: StageContext) -> None:
     config: TeacherTextConfig = context.config
     student, teacher = LLM(context.inputs["student_sft"]), LLM(context.inputs["general_rl"])
     queries = asked_by_all(context)
-    examples = teacher_texts(student.renderer, teacher, queries, context.seed)
-    beside = flops(teacher, 0, teacher.engine.generated_tokens)
+    examples = teacher_texts(student.renderer, teacher, queries, context.seed, config.samples)
+    beside = _choosing(context) + flops(teacher, 0, teacher.engine.generated_tokens)
     steps = steps_for(student, _operations_of_rl(context) - beside, examples, config.batch_size)
     trainer = supervise(context, student, examples, steps, config.batch_size, config.optim)
     result = saw(student, trainer, forms_of(queries), "teacher's texts", config.tuned, beside)
@@ -163,3 +168,8 @@ def more_teacher_texts(context: StageContext) -> None:
 
 def _operations_of_rl(context: StageContext) -> float:
     return float(read_json(context.inputs["student_rl"] / "result.json")["flops"])
+
+
+def _choosing(context: StageContext) -> float:
+    """Operations by which RL chose the queries that all arms ask: each of them is charged for it."""
+    return float(read_json(context.inputs["student_rl"] / "result.json")["choosing_flops"])

@@ -152,8 +152,12 @@ def skill_levels(facts: Facts, path: str) -> dict[str, Interval]:
 
 
 def skill_gains(facts: Facts, after: str, before: str) -> dict[str, Interval]:
-    """``after`` minus ``before`` on every skill, in points, paired over the same items."""
-    return {skill: difference(facts, after, before, (skill,)) for skill in SKILLS}
+    """``after`` minus ``before`` on every skill, in points, paired over the same items, less the way up to chance."""
+    gains = {}
+    for skill, found in skill_levels(facts, before).items():
+        gain, to_chance = difference(facts, after, before, (skill,)), max(0.0, SKILLS[skill] - found.value)
+        gains[skill] = Interval(*(end - to_chance for end in (gain.value, gain.low, gain.high)))
+    return gains
 
 
 def smallest(gains: Mapping[str, Interval]) -> tuple[Interval, str]:

@@ -107,13 +107,13 @@ def _fusion_examples(maker: FusionMaker, config: FusionConfig, direct: Sequence[
 
 
 def _pattern(maker: FusionMaker, mode: Mode) -> str:
-    """A pattern that calls for ``mode``: a named one or random flags, in equal shares.
+    """A pattern that calls for ``mode``: a named one, or twice as often random flags.
 
     Half of the random ones have their last flag in an earlier turn, in both modes: without them the model learns to
     look at the last turn alone, where most prompts have their flag.
     """
     rng = maker.rng
-    if rng.random() < 0.5:
+    if rng.random() < 1 / 3:
         return rng.choice([p for p in maker.patterns if _calls_for(p) == mode])
     kept = rng.random() < 0.5
     while _calls_for(pattern := random_pattern(rng)) != mode or (kept and not _kept(pattern)):

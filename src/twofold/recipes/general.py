@@ -34,8 +34,8 @@ from twofold.text.chat import Rendered, Renderer
 
 TAUGHT_SYSTEM = tuple(name for name in SYSTEM_PATTERNS if name in TAUGHT_PATTERNS)
 # Queries of each kind in units: training leans towards what no earlier stage taught.
-TRAIN_UNITS = {"think": 4, "direct": 1, "skill": 4, "tool": 4, "system": 2, "modes": 3}
-TEST_UNITS = {"think": 1, "direct": 1, "skill": 1, "tool": 1, "system": 0, "modes": 0}
+TRAIN_UNITS = {"think": 10, "direct": 1, "skill": 4, "tool": 4, "system": 2, "modes": 6}
+TEST_UNITS = {"think": 1, "direct": 1, "skill": 2, "tool": 1, "system": 0, "modes": 0}
 
 
 class GeneralSFTConfig(SFTConfig):

@@ -22,7 +22,7 @@ from twofold.recipes.general import general_queries, mode_queries
 from twofold.recipes.post import families, hard_families
 from twofold.recipes.pretrain import items_seed
 from twofold.tasks.base import Task, sample_items
-from twofold.tasks.families import Reach, anytime_families, signed_families
+from twofold.tasks.families import Reach, anytime_families, first_is_best, signed_families
 from twofold.tasks.query import FLAG_PATTERNS, MODE_KIND, Mode, Query, single
 
 THINK = SamplingParams(temperature=0.6, max_tokens=160)
@@ -34,6 +34,7 @@ class MeasureConfig(Config):
 
     parts: tuple[Part, ...] = ("think", "direct", "no_think", "beyond")
     items_per_family: int = 80
+    mixed_items: int = 240  # a family, at T = 0.6 and greedily; sampled hot are as many as of other families
     samples: int = 2
     hot_samples: int = 8
     pass_k: int = 8
@@ -90,11 +91,11 @@ class Battery:
             hard = {task.name for task in hard_families()}
             return {"hot": self._run([query for query in self._short() if query.item.family in hard], self.hot)}
         if part == "mixed":
-            queries = self._signed("mixed")
+            queries = self._asked(signed_families("mixed"), each=self.config.mixed_items)
             return {
                 "mixed": self._run(queries, several, "mixed"),
                 "mixed_greedy": self._run(queries, replace(params, temperature=0.0)),
-                "mixed_hot": self._run(queries, self.hot),
+                "mixed_hot": self._run(self._signed("mixed"), self.hot),
             }
         if part == "flag":
             return {"mixed_flag": self._run(self._signed("mixed", "think"), self.hot)}
@@ -117,9 +118,11 @@ class Battery:
     def _signed(self, reach: Reach, flag: Mode | None = None) -> list[Query]:
         return self._asked(signed_families(reach), flag)
 
-    def _asked(self, tasks: Sequence[Task], flag: Mode | None = None, hard_switch: bool = False) -> list[Query]:
+    def _asked(
+        self, tasks: Sequence[Task], flag: Mode | None = None, hard_switch: bool = False, each: int | None = None
+    ) -> list[Query]:
         by_name = {task.name: task for task in tasks}
-        items = sample_items(tasks, self.config.items_per_family * len(tasks), self.items_seed, "test")
+        items = sample_items(tasks, (each or self.config.items_per_family) * len(tasks), self.items_seed, "test")
         return [single(item, by_name[item.family], flag, hard_switch) for item in items]
 
     def _modes(self) -> list[Query]:
@@ -141,7 +144,7 @@ class Battery:
     def budget(self) -> list[dict[str, Any]]:
         """Verdicts at each thinking budget on families in which part of the steps is worth something.
 
-        ``stopped`` says whose thought was ended by the budget; ``chance`` is one over the number of letters.
+        ``stopped`` says whose thought was ended by the budget; ``chance`` is how often the best fixed guess is right.
         """
         queries = self._asked(anytime_families())
         rows = []
@@ -155,7 +158,7 @@ class Battery:
                     "kinds": [query.kind for query in queries],
                     "correct": [t.correct for t in played],
                     "stopped": [float(t.forced) for t in played],
-                    "chance": [1 / query.item.meta["n"] for query in queries],
+                    "chance": [first_is_best(query.item.meta["n"]) for query in queries],
                     "thinking_tokens": [t.thinking_tokens for t in played],
                 }
             )

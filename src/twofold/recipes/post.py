@@ -192,7 +192,12 @@ def learnable(context: StageContext, policy: LLM, pool: Sequence[Query]) -> tupl
     config: RLStageConfig = context.config
     params = SamplingParams(1.0, max_tokens=config.rl.max_tokens, n=config.probe_samples, seed=context.seed)
     queries, rates = synth.learnable(policy.engine, policy.renderer, pool, params, *config.pass_rate)
-    facts = {"pool": len(pool), "learnable": len(queries), "mean_pass_rate": sum(rates) / len(rates)}
+    facts = {
+        "pool": len(pool),
+        "learnable": len(queries),
+        "mean_pass_rate": sum(rates) / len(rates),
+        "choosing_flops": flops(policy, 0, policy.engine.generated_tokens),
+    }
     return queries, facts
 
 

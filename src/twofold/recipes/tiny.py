@@ -142,25 +142,26 @@ class TinyConfig(Config):
     s3: PretrainConfig = _s3(FLAGSHIP)
     cold_start: ColdStartConfig = ColdStartConfig(optim=_sft(0.01, 3e-3), steps=300)
     rl: RLStageConfig = RLStageConfig(
-        rl=RLConfig(steps=50, entropy_low=0.03, entropy_high=0.6),
+        rl=RLConfig(steps=60, entropy_low=0.03, entropy_high=0.6),
         optim=_rl(4e-4, decay="linear", end=0.1),
-        pool_per_family=250,
+        pool_per_family=500,
+        probe_samples=4,
         tuned=(2e-4, 4e-4, 8e-4),
     )
     fusion: FusionConfig = FusionConfig(optim=_sft(0.005, 1.5e-3), steps=800)
     general_rl: RLStageConfig = RLStageConfig(
         rl=RLConfig(
-            steps=80,
+            steps=160,
             queries_per_step=20,
             group_size=16,
             max_tokens=96,
-            kl_coef=0.02,
+            kl_coef=0.03,
             entropy_low=0.03,
             entropy_high=3.0,
         ),
         optim=_rl(6e-4, decay="linear", end=0.1),
         pool_per_family=60,
-        tuned=(3e-4, 6e-4),
+        tuned=(3e-4, 6e-4, 1e-3),
     )
 
 
@@ -171,9 +172,9 @@ class PostControls(Config):
     more_sft: MoreSFTConfig = MoreSFTConfig(optim=_sft(0.005, 1.5e-3), tuned=(0.0025, 0.005, 0.01))
     rejection: RejectionConfig = RejectionConfig(optim=_sft(0.01, 3e-3), tuned=(0.0025, 0.005, 0.01))
     think_only: ThinkOnlyConfig = ThinkOnlyConfig(optim=_sft(0.005, 1.5e-3))
-    general_sft_24: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.01, 3e-3), steps=160, tuned=(0.003, 0.01))
+    general_sft_24: GeneralSFTConfig = GeneralSFTConfig(optim=_sft(0.01, 3e-3), steps=160, tuned=(0.003, 0.01, 0.03))
     general_sft_240: GeneralSFTConfig = GeneralSFTConfig(
-        optim=_sft(0.01, 3e-3), steps=160, labelled=240, tuned=(0.003, 0.01)
+        optim=_sft(0.01, 3e-3), steps=160, labelled=240, tuned=(0.003, 0.01, 0.03)
     )
 
 

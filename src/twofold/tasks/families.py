@@ -1,11 +1,11 @@
 """Own task families, small enough for a model of a few hundred thousand parameters.
 
-``sum``, ``swap``, ``run`` and ``find`` need their steps; in ``top`` part of them is worth something; ``max``, ``min``
+``sum``, ``swap``, ``run`` and ``least`` need their steps; in ``top`` part of them is worth something; ``max``, ``min``
 and ``last`` can be answered directly; ``pick``, a single look-up, is practice for the others; ``let`` and
 ``hop`` are extras. Every trace does one primitive per token with its operands close by and looks things up by unique
 letters; letters always keep the spaced form (" A"), because another spelling is another token.
 
-``run`` and ``find`` come in three reaches. "pure" items, in which every step adds or every step takes away, are shown
+``run`` and ``least`` come in three reaches. "pure" items, in which every step adds or every step takes away, are shown
 with their steps in training text. "mixed" ones, in which both occur, are posed to RL without any steps: the parts are
 known, their combination is not. "beyond" ones are mixed and longer, for measurement alone.
 Not here: wrong answers by a model, chat templates, difficulty estimates. Imports no torch.
@@ -192,43 +192,6 @@ class Swap(_OneAnswer):
 
 
 @dataclass(frozen=True)
-class Find(_OneAnswer):
-    """``find 7: E15 k52 I61`` -> ``I``: the one letter whose value is the digit asked for. A capital's value is the sum
-    of its digits modulo 10, a small letter's their difference.
-
-    Trace, entry by entry until it is found, each value beside the one asked for: `` E1+5=6;7 k5-2=3;7 I6+1=7;7 I``.
-    ``reach`` is as for ``Run``.
-    """
-
-    reach: Reach = "pure"
-    low: int = 4
-    high: int = 6
-    name: str = "find"
-    version: int = 1
-    step_by_step: bool = True
-    licence: str = LICENCE
-
-    def generate(self, rng: random.Random, level: float) -> Item:
-        """Draw ``low``..``high`` letters with two digits each, of which one has the value asked for."""
-        n = draw_size(rng, self.low, self.high, level)
-        letters, place, wanted = _signed_letters(rng, n, self.reach), rng.randrange(n), rng.randrange(10)
-        while self.reach != "pure" and len({_sign(letter) for letter in letters[: place + 1]}) < 2:
-            letters, place = _signed_letters(rng, n, self.reach), rng.randrange(n)  # both signs before the answer
-        entries = []
-        for index, letter in enumerate(letters):
-            a = rng.randrange(10)
-            value = wanted if index == place else rng.choice([v for v in range(10) if v != wanted])
-            b = (value - a if letter in LETTERS else a - value) % 10
-            entries.append((letter, a, b, value))
-        prompt = f"find {wanted}: " + " ".join(f"{letter}{a}{b}" for letter, a, b, _ in entries)
-        steps = "".join(
-            f" {letter}{a}{_sign(letter)}{b}={value};{wanted}" for letter, a, b, value in entries[: place + 1]
-        )
-        key = f"find {wanted} " + " ".join(f"{a}{_sign(letter)}{b}" for letter, a, b, _ in entries)
-        return Item(self.name, prompt, letters[place], (f"{steps} {letters[place]}",), key, {"n": n})
-
-
-@dataclass(frozen=True)
 class Top(_OneAnswer):
     """``top: E15 B52 I60`` -> ``B``: the letter whose two digits have the largest sum modulo 10, the first of equals.
 
@@ -246,15 +209,55 @@ class Top(_OneAnswer):
     def generate(self, rng: random.Random, level: float) -> Item:
         """Draw ``low``..``high`` letters with two digits each."""
         n = draw_size(rng, self.low, self.high, level)
-        entries = [(letter, rng.randrange(10), rng.randrange(10)) for letter in rng.sample(LETTERS, n)]
+        entries = _with_two_digits(rng, rng.sample(LETTERS, n))
         best, leader, steps = -1, "", []
         for letter, a, b in entries:
             value = (a + b) % 10
             if value > best:
                 best, leader = value, letter
             steps.append(f" {letter}{a}+{b}={value};{best} {leader}")
-        prompt = "top: " + " ".join(f"{letter}{a}{b}" for letter, a, b in entries)
+        prompt = "top: " + _two_digits_shown(entries)
         return Item(self.name, prompt, leader, ("".join(steps),), canonical_key(prompt), {"n": n})
+
+
+@dataclass(frozen=True)
+class Least(_OneAnswer):
+    """``least: E15 k52 I61`` -> ``k3``: the letter with the smallest value, the first of equals, and that value. A
+    capital's value is the sum of its digits modulo 10, a small letter's their difference. The letter alone would often
+    be right by wrong steps.
+
+    Trace, each value with the least so far: `` E1+5=6 E6 k5-2=3 k3 I6+1=7 k3``. ``reach`` is as for ``Run``.
+    """
+
+    reach: Reach = "pure"
+    low: int = 4
+    high: int = 6
+    name: str = "least"
+    version: int = 1
+    step_by_step: bool = True
+    licence: str = LICENCE
+
+    def generate(self, rng: random.Random, level: float) -> Item:
+        """Draw ``low``..``high`` letters with two digits each and their signs."""
+        n = draw_size(rng, self.low, self.high, level)
+        entries = _with_two_digits(rng, _signed_letters(rng, n, self.reach))
+        least, leader, steps = 10, "", []
+        for letter, a, b in entries:
+            value = _signed(letter, a, b)
+            if value < least:
+                least, leader = value, letter
+            steps.append(f" {letter}{a}{_sign(letter)}{b}={value} {leader}{least}")
+        prompt = "least: " + _two_digits_shown(entries)
+        key = "least " + " ".join(f"{a}{_sign(letter)}{b}" for letter, a, b in entries)
+        return Item(self.name, prompt, f"{leader}{least}", ("".join(steps),), key, {"n": n})
+
+
+def _with_two_digits(rng: random.Random, letters: list[str]) -> list[tuple[str, int, int]]:
+    return [(letter, rng.randrange(10), rng.randrange(10)) for letter in letters]
+
+
+def _two_digits_shown(entries: list[tuple[str, int, int]]) -> str:
+    return " ".join(f"{letter}{a}{b}" for letter, a, b in entries)
 
 
 @dataclass(frozen=True)
@@ -343,18 +346,23 @@ class Hop(_OneAnswer):
         return Item(self.name, prompt, str(digit), (trace,), canonical_key(prompt), {"n": n})
 
 
-# Sizes by reach: as large where signs are mixed as where they are not, and then larger than any that is trained on.
+# Sizes by reach: where signs are mixed also larger than where they are not, then larger than any that is trained on.
 REACHES: dict[Reach, dict[str, tuple[int, int]]] = {
-    "pure": {"run": (3, 6), "find": (4, 6)},
-    "mixed": {"run": (3, 6), "find": (4, 6)},
-    "beyond": {"run": (7, 8), "find": (7, 8)},
+    "pure": {"run": (3, 6), "least": (4, 6)},
+    "mixed": {"run": (4, 8), "least": (6, 8)},
+    "beyond": {"run": (9, 10), "least": (9, 10)},
 }
 
 
 def signed_families(reach: Reach) -> list[Task]:
     """The families that come in every reach, at one of them."""
     sizes = REACHES[reach]
-    return [Run(reach, *sizes["run"]), Find(reach, *sizes["find"])]
+    return [Run(reach, *sizes["run"]), Least(reach, *sizes["least"])]
+
+
+def first_is_best(n: int) -> float:
+    """How often the first of ``n`` entries is the answer of ``top``: the best guess, as the first of equals counts."""
+    return sum(((value + 1) / 10) ** (n - 1) for value in range(10)) / 10
 
 
 def anytime_families() -> list[Task]:

@@ -1,8 +1,9 @@
 """Instructions about the form of a reply: the style of an answer, and the order of letters.
 
-Each comes in two sorts. With the cue ``any`` every form is right, so training text shows which forms there are, in
-equal shares, and nothing of how one is asked for. With a cue that names a form only that one is right; those cues are
-posed to general RL alone, which therefore starts at chance: 1 in 5 styles, 1 in 24 orders of four letters.
+Each comes in two sorts. With the cue ``any`` the prompt has a made-up word and every form is right, so training text
+shows which forms there are, in equal shares after any word, and nothing of how one is asked for. With a cue that names
+a form only that one is right; those cues are posed to general RL alone, which therefore starts at chance: 1 in 5
+styles, 1 in 24 orders of four letters.
 
 The split key of a styled item is the base item's, so a held-out item is held out under every instruction. Not here:
 mode switches (/think, /no_think), judged quality. No torch.
@@ -11,6 +12,7 @@ mode switches (/think, /no_think), judged quality. No torch.
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +34,9 @@ ORDERED = 4  # letters
 
 
 def with_style(item: Item, cue: str, rng: random.Random) -> Item:
-    """Ask for the answer of ``item`` in a style: ``max: E1 B5 style brackets`` -> ``[5]``; ``any`` draws one.
+    """Ask for the answer of ``item`` in a style: ``max: E1 B5 style brackets`` -> ``[5]``.
+
+    With ``any`` the word is made up and the style drawn: ``max: E1 B5 style wolta`` -> ``5 5``.
 
     Raises:
         InputError: unknown cue.
@@ -41,7 +45,15 @@ def with_style(item: Item, cue: str, rng: random.Random) -> Item:
         raise InputError(f"unknown style {cue!r}; known: {ANY}, {', '.join(STYLES)}")
     shown = STYLES[rng.choice(sorted(STYLES)) if cue == ANY else cue]
     meta = {**item.meta, "cue": cue, "base": item.family, "base_answer": item.answer}
-    return Item(f"style {cue}", f"{item.prompt} style {cue}", shown.format(item.answer), item.traces, item.key, meta)
+    prompt = f"{item.prompt} style {_made_up(rng) if cue == ANY else cue}"
+    return Item(f"style {cue}", prompt, shown.format(item.answer), item.traces, item.key, meta)
+
+
+def _made_up(rng: random.Random) -> str:
+    """A word that names no form."""
+    while (word := "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 8)))) in (*STYLES, *ORDERS):
+        pass
+    return word
 
 
 def follows_style(item: Item, answer: str) -> bool:
@@ -95,7 +107,8 @@ class Styled:
 
 @dataclass(frozen=True)
 class Order:
-    """``order E B I F: back`` -> ``F I B E``; ``front`` keeps the order, ``any`` accepts every order."""
+    """``order E B I F: back`` -> ``F I B E``; ``front`` keeps the order. ``any`` shows a made-up word and accepts every
+    order."""
 
     cue: str = ANY
     version: int = 1
@@ -116,7 +129,7 @@ class Order:
         if self.cue not in (ANY, *ORDERS):
             raise InputError(f"unknown order {self.cue!r}; known: {ANY}, {', '.join(ORDERS)}")
         letters = rng.sample(LETTERS, ORDERED)
-        prompt = f"order {' '.join(letters)}: {self.cue}"
+        prompt = f"order {' '.join(letters)}: {_made_up(rng) if self.cue == ANY else self.cue}"
         answer = {"front": letters, "back": letters[::-1]}.get(self.cue) or rng.sample(letters, ORDERED)
         # letter names are the content here, so they are not renamed in the key
         key = f"order {' '.join(letters)}"

@@ -102,7 +102,7 @@ HELD_OUT_PATTERNS = (
     "system /no_think, then kept",
 )
 _MOST_TURNS = 4
-_FLAGS = ("", "", "", "+", "+", "-", "-", "+-", "-+")
+_FLAGS = ("", "", "", "", "", "", "+", "+", "-", "-", "+-", "-+")  # half of the turns keep the mode that was asked for
 TAUGHT_PATTERNS = tuple(name for name in FLAG_PATTERNS if name not in HELD_OUT_PATTERNS)
 SYSTEM_PATTERNS = tuple(name for name, turns in FLAG_PATTERNS.items() if turns[0].startswith("s"))
 
@@ -113,9 +113,11 @@ def turns_of(pattern: str) -> tuple[str, ...]:
 
 
 def random_pattern(rng: random.Random) -> str:
-    """One to four user turns with flags or without, spelled out; never a held-out pattern."""
+    """One to four user turns with flags or without, spelled out, a third of them after a system turn with a flag;
+    never a held-out pattern."""
     while True:
-        turns = tuple(f"u{rng.choice(_FLAGS)}" for _ in range(rng.randint(1, _MOST_TURNS)))
+        system = (f"s{rng.choice('+-')}",) if rng.random() < 1 / 3 else ()
+        turns = (*system, *(f"u{rng.choice(_FLAGS)}" for _ in range(rng.randint(1, _MOST_TURNS))))
         if turns not in {FLAG_PATTERNS[name] for name in HELD_OUT_PATTERNS}:
             return " ".join(turns)
 

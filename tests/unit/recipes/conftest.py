@@ -346,12 +346,12 @@ def make() -> SimpleNamespace:
 
 
 def split_key(prompt: str) -> str:
-    """What the split goes by: in `run` and `find` signs and digits, elsewhere the prompt with its letters renamed."""
+    """What the split goes by: in `run` and `least` signs and digits, elsewhere the prompt with its letters renamed."""
     head, *rest = prompt.split(": ")
     entries = rest[-1].split() if rest else []
     if head == "run mod 10":
         return "run " + "".join("+-"[entry[0].islower()] + entry[1] for entry in entries)
-    if head.startswith("find "):
+    if head == "least":
         return f"{head} " + " ".join(entry[1] + "+-"[entry[0].islower()] + entry[2] for entry in entries)
     return canonical_key(prompt)
 

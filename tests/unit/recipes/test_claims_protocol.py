@@ -14,7 +14,8 @@ from twofold.eval.stats import Interval
 from twofold.recipes import tiny
 from twofold.recipes.claims import protocol
 from twofold.recipes.claims.case import MAIN_STAGES, meets
-from twofold.recipes.claims.declared import ITEMS_PER_FAMILY, PER_PATTERN, PER_SKILL, PROTOCOLS
+from twofold.recipes.claims.declared import ITEMS_PER_FAMILY, MIXED_ITEMS, PER_PATTERN, PER_SKILL, PER_TOOL, PROTOCOLS
+from twofold.recipes.general import TEST_UNITS
 from twofold.tasks.query import HELD_OUT_PATTERNS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +37,7 @@ def test_it_is_written_only_at_the_top_of_the_tree(tmp_path: Path, monkeypatch: 
 
 
 def test_seeds_for_tuning_and_for_confirming_are_apart() -> None:
-    assert protocol.TUNING_SEEDS == (10, 11, 12) and protocol.CONFIRMING_SEEDS == (5, 6, 7, 8, 9)
+    assert protocol.TUNING_SEEDS == (10, 11, 12) and protocol.CONFIRMING_SEEDS == (100, 200, 300, 400, 500)
     assert all(str(seed) in protocol.page() for seed in (*protocol.TUNING_SEEDS, *protocol.CONFIRMING_SEEDS))
 
 
@@ -65,8 +66,10 @@ def test_arms_and_sizes_are_those_of_the_recipe() -> None:
             assert not arm.scored or arm.scored.split("/")[0] in stages
     assert set(MAIN_STAGES) == {stage.name for stage in tiny.build().stages} - {"report"}
     battery = tiny.TinyConfig().measure
-    sizes = (battery.items_per_family, battery.per_pattern, battery.general_per_kind)
-    assert sizes == (ITEMS_PER_FAMILY, PER_PATTERN, PER_SKILL)
+    sizes = (battery.items_per_family, battery.mixed_items, battery.per_pattern)
+    assert sizes == (ITEMS_PER_FAMILY, MIXED_ITEMS, PER_PATTERN)
+    asked = [battery.general_per_kind * TEST_UNITS[kind] for kind in ("skill", "tool")]
+    assert asked == [PER_SKILL, PER_TOOL]
     assert battery.samples == 2 and battery.hot_samples == 8
 
 

@@ -26,12 +26,12 @@ def texts(request: pytest.FixtureRequest) -> list[str]:
     return list(_task_texts(COUNT, 5, DataConfig(), curriculum=request.param))
 
 
-SIGNED_PROMPT = re.compile(r"\b(run|find)\b[^:\n]*: (.*)")
+SIGNED_PROMPT = re.compile(r"\b(run|least)\b[^:\n]*: (.*)")
 STEP = re.compile(r"([A-Za-z])\d([+-])\d=\d")
 
 
 def signs_asked(line: str) -> set[str]:
-    """Signs of the entries if the line asks a `run` or `find` item anywhere, by the case of their letters."""
+    """Signs of the entries if the line asks a `run` or `least` item anywhere, by the case of their letters."""
     found = SIGNED_PROMPT.search(line)
     return {"+" if letter.isupper() else "-" for letter in re.findall(r"\b([A-Za-z])\d", found[2])} if found else set()
 
@@ -50,7 +50,7 @@ def leaks(text: str) -> bool:
 def test_the_search_for_leaks_finds_them(reach: Reach) -> None:
     for item in sample_items(signed_families(reach), 200, 0, "train"):
         assert leaks(item_text(item, None)) and leaks(item_text(item, item.traces[0]))
-        assert leaks(item.traces[0]) == (len(signs_stepped(item.traces[0])) > 1)  # `find` may end before the second
+        assert leaks(item.traces[0])
         assert leaks(f"order A: {item.prompt} style any\n{item.answer}")
     assert not any(leaks(item_text(item, item.traces[0])) for item in sample_items(default_families(), 400, 0, "train"))
 
@@ -68,13 +68,13 @@ def test_no_other_document_asks_for_signed_items() -> None:
 def test_the_gym_asks_for_no_signed_items() -> None:
     pytest.importorskip("reasoning_gym")
     for text in task_documents(gym_families(), 60, 5, 0.0, curriculum=False):
-        assert not re.search(r"^(run mod 10|find \d): ", text, re.MULTILINE) and not signs_stepped(text), text
+        assert not re.search(r"^(run mod 10|least): ", text, re.MULTILINE) and not signs_stepped(text), text
 
 
 def test_either_sign_is_shown_at_every_size_with_steps_and_without(texts: list[str]) -> None:
     """Both parts are known well; only their combination is not."""
-    names = {text.split()[0] for text in texts}
-    assert {"run", "find"} == set(REACHES["pure"]) <= names
+    names = {text.split()[0].rstrip(":") for text in texts}
+    assert {"run", "least"} == set(REACHES["pure"]) <= names
     shown: Counter[tuple[str, str, bool, int]] = Counter()
     for text in texts:
         prompt, *rest = text.split("\n")
@@ -94,9 +94,9 @@ def test_either_sign_is_shown_at_every_size_with_steps_and_without(texts: list[s
         assert all(any(k[:3] == (name, sign, False) for k in shown) for sign in "+-")
 
 
-def test_only_run_and_find_have_small_letters_and_differences(texts: list[str]) -> None:
+def test_only_run_and_least_have_small_letters_and_differences(texts: list[str]) -> None:
     """`top` and `sum` add alone, so nothing but pure items says what a small letter stands for."""
-    others = [text for text in texts if text.split()[0] not in REACHES["pure"]]
+    others = [text for text in texts if text.split()[0].rstrip(":") not in REACHES["pure"]]
     assert any(text.startswith("top: ") for text in others)
     for text in others:
         assert "-" not in signs_stepped(text) and not re.search(r"\b[k-t]\d", text), text
@@ -116,14 +116,14 @@ def test_no_cue_names_a_form(texts: list[str]) -> None:
     words = {word for text in texts for word in re.findall(r"[a-z]+", text)}
     assert not words & {*STYLES, *ORDERS}
     cues = {text.split("\n")[0].split()[-1] for text in texts if re.search(r" style |^order ", text)}
-    assert cues == {"any"}
+    assert len(cues) > 50 and all(re.fullmatch("[a-z]{4,8}", cue) for cue in cues)  # made up, one each
     names = {task.name for task in asked_tasks(easy_families())}
     assert not any(name in text for name in names for text in texts)
 
 
 def test_every_form_is_shown_in_equal_shares() -> None:
     texts = list(_task_texts(6000, 6, DataConfig(shown_share=1.0, easy_share=0.0, lookup_share=0.0), curriculum=True))
-    replies = [text.split("\n")[1] for text in texts if " style any" in text]
+    replies = [text.split("\n")[1] for text in texts if " style " in text]
     shown = Counter(re.sub(r"\d", "0", reply) for reply in replies)
     assert set(shown) == {style.format(0) for style in STYLES.values()}
     even = len(replies) / len(STYLES)
@@ -136,16 +136,20 @@ def test_which_families_are_shown_and_how_often_with_steps(texts: list[str]) -> 
     steps = {task.name for task in default_families() if task.step_by_step}
     hard = [text for text in texts if text.split()[0].rstrip(":") in steps]
     assert sum("\n\n" in text for text in hard) / len(hard) == pytest.approx(DataConfig().think_share, abs=0.03)
-    for name in ("swap", "run", "find"):
+    for name in ("swap", "run", "least"):
         assert names[name] / names["sum"] == pytest.approx(2, rel=0.35)
 
 
 def test_the_recipe_asks_for_no_more_held_out_items_than_there_are() -> None:
     """The data stage keeps 400 out of text, every measurement wants as many of a family as its settings say."""
     sample_items(default_families(), 400, 0, "test")
-    wanted = max(80, TinyConfig().measure.items_per_family)
+    battery = TinyConfig().measure
     for seed in range(3):
-        for tasks in (default_families(), signed_families("mixed"), signed_families("beyond")):
+        for tasks, wanted in (
+            (default_families(), battery.items_per_family),
+            (signed_families("mixed"), battery.mixed_items),
+            (signed_families("beyond"), battery.items_per_family),
+        ):
             items = sample_items(tasks, wanted * len(tasks), items_seed(seed), "test")
             assert Counter(item.family for item in items) == {task.name: wanted for task in tasks}
             assert len({(item.family, item.key) for item in items}) == len(items)

@@ -13,7 +13,7 @@ import pytest
 from twofold.base.split import held_out
 from twofold.post import synth
 from twofold.post.rl import RLConfig
-from twofold.recipes import distill
+from twofold.recipes import distill, post
 from twofold.recipes.distill import QUERIES, asked_by_all, both_modes, student_rl, thinking_queries
 from twofold.recipes.post import RLStageConfig
 from twofold.recipes.saw import forms_of
@@ -23,7 +23,7 @@ from twofold.train.loop import OptimConfig
 
 
 def signs(query: Query) -> int:
-    """How many signs a `run` or `find` item has: the cases of its letters."""
+    """How many signs a `run` or `least` item has: the cases of its letters."""
     return len({entry[0].isupper() for entry in query.item.prompt.split(": ")[1].split()})
 
 
@@ -34,7 +34,7 @@ def test_arms_think_about_pure_and_mixed_items_in_two_forms(seed: int) -> None:
     signed = [query for query in queries if query.kind in REACHES["mixed"]]
     assert Counter(signs(query) for query in signed) == {1: 60, 2: 150}  # besides 90 of families without signs
     for query in signed:
-        low, high = REACHES["mixed"][query.kind]
+        low, high = REACHES["mixed" if signs(query) == 2 else "pure"][query.kind]
         assert low <= query.item.meta["n"] <= high
     assert not any(held_out(query.item.key) for query in queries)
     assert all(query.task.verify(query.item, query.item.answer) == 1.0 for query in queries)
@@ -65,7 +65,9 @@ def test_all_arms_ask_what_rl_found_learnable(tmp_path: Path, monkeypatch: pytes
         trained.append(queries)
         return {}
 
-    monkeypatch.setattr(distill, "LLM", lambda *_, **__: SimpleNamespace(engine=None, renderer=None))
+    engine = SimpleNamespace(generated_tokens=7)
+    monkeypatch.setattr(distill, "LLM", lambda *_, **__: SimpleNamespace(engine=engine, renderer=None))
+    monkeypatch.setattr(post, "flops", lambda policy, trained, generated: 10.0 * generated)
     monkeypatch.setattr(synth, "learnable", every_third)
     monkeypatch.setattr(distill, "train_rl", train)
     monkeypatch.setattr(distill, "finish", lambda policy, context, result: results.append(result))
@@ -74,7 +76,7 @@ def test_all_arms_ask_what_rl_found_learnable(tmp_path: Path, monkeypatch: pytes
     asked = asked_by_all(SimpleNamespace(inputs={"student_rl": tmp_path}))  # type: ignore[arg-type]
     ((chosen,), (pool,)) = trained, pools
     assert len(pool) == QUERIES and list(chosen) == list(pool[::3])
-    assert results == [{"pool": QUERIES, "learnable": len(chosen), "mean_pass_rate": 0.5}]
+    assert results == [{"pool": QUERIES, "learnable": len(chosen), "mean_pass_rate": 0.5, "choosing_flops": 70.0}]
     assert [(q.messages, q.form, q.kind, q.mode) for q in asked] == [
         (q.messages, q.form, q.kind, q.mode) for q in chosen
     ]

@@ -81,29 +81,29 @@ def test_every_sort_of_example_is_there(made: Made) -> None:
     assert len(made.examples) == total + 20  # a tool query has two assistant turns
 
 
-def test_held_out_and_system_patterns_are_in_no_example(made: Made) -> None:
+def test_held_out_patterns_are_in_no_example(made: Made) -> None:
     shown = {signature(text) for text in made.texts}
-    assert not {FLAG_PATTERNS[pattern] for pattern in (*HELD_OUT_PATTERNS, *SYSTEM_PATTERNS)} & shown
-    assert not {*HELD_OUT_PATTERNS, *SYSTEM_PATTERNS} & set(made.forms)
+    assert not {FLAG_PATTERNS[pattern] for pattern in HELD_OUT_PATTERNS} & shown
+    assert not {*HELD_OUT_PATTERNS} & set(made.forms)
     taught = {pattern for pattern in TAUGHT_PATTERNS if pattern not in SYSTEM_PATTERNS}
     assert taught <= set(made.forms) and {FLAG_PATTERNS[pattern] for pattern in taught} <= shown
-    assert len(shown) > 25 and max(map(len, shown)) == 4  # random flags over up to four turns
+    assert len(shown) > 25 and max(map(len, shown)) == 5  # random flags over up to four turns, and one of system
 
 
-def test_half_of_the_patterns_are_random(made: Made) -> None:
+def test_two_thirds_of_the_patterns_are_random(made: Made) -> None:
     drawn = CONFIG.think // 2 + CONFIG.no_think * 2 // 3  # the rest has no flag, /think or /no_think
-    assert 0.2 < made.forms["random flags"] / drawn < 0.5, made.forms  # some random ones have a name
+    assert 0.35 < made.forms["random flags"] / drawn < 0.67, made.forms  # some random ones have a name
 
 
 @pytest.mark.parametrize("mode", ["think", "no_think"])
 def test_patterns_call_for_the_mode_wanted_and_are_never_held_out(mode: Mode, renderer: Renderer) -> None:
     maker = FusionMaker(renderer, families(), [], 0)
     drawn = [_pattern(maker, mode) for _ in range(2000)]
-    assert not {FLAG_PATTERNS[name] for name in (*HELD_OUT_PATTERNS, *SYSTEM_PATTERNS)} & set(map(turns_of, drawn))
+    assert not {FLAG_PATTERNS[name] for name in HELD_OUT_PATTERNS} & set(map(turns_of, drawn))
     assert {_calls_for(pattern) for pattern in drawn} == {mode}
     named = Counter(pattern for pattern in drawn if pattern in FLAG_PATTERNS)
     assert set(named) == {name for name in maker.patterns if _calls_for(name) == mode}
-    assert 900 < named.total() < 1100 and {len(turns_of(pattern)) for pattern in drawn} == {1, 2, 3, 4}
+    assert 600 < named.total() < 740 and {len(turns_of(pattern)) for pattern in drawn} == {1, 2, 3, 4, 5}
 
 
 def test_thoughts_are_cut_in_top_alone(made: Made) -> None:
@@ -117,7 +117,7 @@ def test_no_cue_names_a_form(made: Made) -> None:
     documents = [text for text in made.texts if "<|im_start|>" not in text]
     cued = [text for text in asked + documents if re.search(r" style |\border [A-J]", text)]
     assert len(cued) == CONFIG.any_form + CONFIG.replay
-    assert all(re.search(r"(style any|: any)( /no_think|\n|$)", text) for text in cued)
+    assert all(re.search(r"(style|:) [a-z]{4,8}( /no_think|\n|$)", text) for text in cued)
     words = {word for text in asked + documents for word in re.findall(r"[a-z]+", text)}
     assert not words & {*STYLES, *ORDERS}
 
@@ -134,7 +134,7 @@ def test_nothing_with_both_signs_is_added_to_the_responses(made: Made) -> None:
     """The responses given here have one sign; in a run the policy's own thoughts on RL's queries may have both."""
     shown: Counter[bool] = Counter()
     for text in made.texts:
-        for match in re.finditer(r"\b(?:run mod 10|find \d): ((?:[A-Za-z]\d+ ?)+)", text):
+        for match in re.finditer(r"\b(?:run mod 10|least): ((?:[A-Za-z]\d+ ?)+)", text):
             (plus,) = {entry[0].isupper() for entry in match[1].split()}
             shown[plus] += 1
         for thought in re.findall(r"<think>\n(.*?)\n</think>", text, re.DOTALL):

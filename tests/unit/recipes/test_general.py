@@ -12,7 +12,6 @@ from twofold.base.split import held_out
 from twofold.recipes.general import (
     SKILLS,
     TAUGHT_SYSTEM,
-    TEST_UNITS,
     TRAIN_UNITS,
     general_queries,
     mode_queries,
@@ -56,10 +55,10 @@ def test_training_has_every_skill_in_the_units_named(seed: int) -> None:
     kinds = Counter(query.kind for query in general_queries(12, seed, "train"))
     assert set(SKILLS) <= set(kinds)
     assert all(kinds[skill] == 12 * TRAIN_UNITS["skill"] for skill in SKILLS)
-    assert [kinds[kind] for kind in ("think", "direct", "tool")] == [48, 12, 48]
+    assert [kinds[kind] for kind in ("think", "direct", "tool")] == [120, 12, 48]
     assert {*TAUGHT_SYSTEM} == {*SYSTEM_PATTERNS} - {*HELD_OUT_PATTERNS}
     system = [kinds[MODE_KIND + pattern] for pattern in TAUGHT_SYSTEM]
-    assert sum(system) >= 12 * TRAIN_UNITS["system"] and max(system) - min(system) <= 2
+    assert sum(system) >= 12 * TRAIN_UNITS["system"] and max(system) - min(system) <= 4
     assert all(kinds[MODE_KIND + pattern] > 0 for pattern in TAUGHT_PATTERNS)
 
 
@@ -72,7 +71,7 @@ def test_held_out_patterns_are_never_trained_on(seed: int, renderer: Renderer) -
     assert not untaught & shown
     assert not set(HELD_OUT_PATTERNS) & set(forms_of(queries))
     assert forms_of(queries)["random flags"] > 40 and {FLAG_PATTERNS[pattern] for pattern in TAUGHT_PATTERNS} <= shown
-    assert len(shown) > 40 and max(map(len, shown)) == 4
+    assert len(shown) > 40 and max(map(len, shown)) == 5
     measured = mode_queries(tuple(FLAG_PATTERNS), 3 * len(FLAG_PATTERNS), seed, "test")
     assert untaught <= {signature(query, renderer) for query in measured}  # the signature does find them
     assert all(query.form in FLAG_PATTERNS for query in measured)  # what is measured has a name
@@ -87,8 +86,8 @@ def test_random_patterns_call_for_both_modes() -> None:
 
 def test_the_measurement_has_the_skills_and_the_three_plain_kinds() -> None:
     queries = general_queries(20, 0, "test")
-    assert Counter(query.kind for query in queries) == dict.fromkeys([*SKILLS, "think", "direct", "tool"], 20)
-    assert sum(TEST_UNITS.values()) == 4
+    plain = dict.fromkeys(["think", "direct", "tool"], 20)
+    assert Counter(query.kind for query in queries) == dict.fromkeys(SKILLS, 40) | plain
     assert {query.mode for query in queries if query.kind != "think" and query.kind != "tool"} == {"no_think"}
     tools = Counter(query.form for query in queries if query.kind == "tool")
     assert tools == {"tool, /think": 10, "tool, /no_think": 10}
@@ -120,7 +119,7 @@ def test_the_recipe_asks_for_no_more_items_than_there_are() -> None:
     assert per_kind == MeasureConfig().general_per_kind
     for seed in range(3):
         kinds = Counter(query.kind for query in general_queries(per_kind, items_seed(seed), "test"))
-        assert set(kinds.values()) == {per_kind}
+        assert set(kinds) == {*SKILLS, "think", "direct", "tool"} and min(kinds.values()) == per_kind
     assert len(general_queries(TinyConfig().general_rl.pool_per_family, 44, "train")) > 1000
 
 

@@ -19,13 +19,13 @@ CONFIG = ColdStartConfig(optim=OptimConfig(muon_lr=0.0), steps=1, bad_share=1.0)
 
 def test_families() -> None:
     assert list(families().values()) == default_families()
-    assert [task.name for task in hard_families()] == ["sum", "swap", "run", "find", "top"]
+    assert [task.name for task in hard_families()] == ["sum", "swap", "run", "least", "top"]
     assert hard_families()[2:4] == signed_families("pure")  # no solver steps of mixed items
 
 
 def test_rl_asks_for_mixed_signs_alone() -> None:
     queries = mixed_queries(40, 22)
-    assert Counter(query.kind for query in queries) == {"run": 40, "find": 40}
+    assert Counter(query.kind for query in queries) == {"run": 40, "least": 40}
     for query in queries:
         low, high = REACHES["mixed"][query.kind]
         letters = [entry[0] for entry in query.item.prompt.split(": ")[1].split()]

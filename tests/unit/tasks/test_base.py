@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from twofold.base.records import InputError
 from twofold.tasks.base import Item, Split, Task, canonical_key, draw_item, exact_match, held_out, sample_items
-from twofold.tasks.families import LETTERS, Find, Hop, Pick, Run, SumMod, Swap, Top, default_families, signed_families
+from twofold.tasks.families import LETTERS, Hop, Least, Pick, Run, SumMod, Swap, Top, default_families, signed_families
 
 
 def rename_letters(text: str, mapping: dict[str, str]) -> str:
@@ -64,7 +64,7 @@ def test_sampling_is_deterministic_distinct_and_balanced() -> None:
     assert items == sample_items(tasks, 42, seed=7, split="train")
     assert items != sample_items(tasks, 42, seed=8, split="train")
     assert len({item.prompt for item in items}) == 42
-    names = ["sum", "swap", "run", "find", "top", "max", "min", "last"]
+    names = ["sum", "swap", "run", "least", "top", "max", "min", "last"]
     assert [item.family for item in items[:9]] == [*names, "sum"]
     assert [i for i in items if i.family == "sum"] == sample_items([SumMod()], 6, seed=7, split="train")
 
@@ -78,9 +78,9 @@ def test_sampling_is_deterministic_distinct_and_balanced() -> None:
         SumMod(),
         Run(),
         Run("mixed"),
-        Find(),
-        Find("mixed"),
-        Find("beyond", 7, 8),
+        Least(),
+        Least("mixed", 5, 8),
+        Least("beyond", 9, 10),
         Top(),
     ],
     ids=repr,

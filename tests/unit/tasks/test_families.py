@@ -15,8 +15,8 @@ from twofold.tasks.base import Item, Task, sample_items
 from twofold.tasks.families import (
     REACHES,
     Direct,
-    Find,
     Hop,
+    Least,
     Let,
     Pick,
     Reach,
@@ -117,17 +117,18 @@ def check_top(prompt: str, trace: str) -> str | None:
     return leader
 
 
-def check_find(prompt: str, trace: str) -> str | None:
-    wanted, body = re.fullmatch(r"find (\d): (.*)", prompt).groups()  # type: ignore[union-attr]
-    left = re.findall(r"([A-Jk-t])(\d)(\d)", body)[::-1]
-    *steps, answer = trace[1:].split(" ")
-    for number, step in enumerate(steps, start=1):
-        letter, a, b = left.pop()
+def check_least(prompt: str, trace: str) -> str | None:
+    entries = re.findall(r"([A-Jk-t])(\d)(\d)", prompt.removeprefix("least: "))
+    steps, values = trace[1:].split(" "), list[int]()
+    if trace[:1] != " " or len(steps) != 2 * len(entries):
+        return None
+    for number, (letter, a, b) in enumerate(entries):
         sign = "+" if letter.isupper() else "-"
-        value = {"+": int(a) + int(b), "-": int(a) + 10 - int(b)}[sign] % 10
-        if step != f"{letter}{a}{sign}{b}={value};{wanted}" or (str(value) == wanted) != (number == len(steps)):
+        values.append({"+": int(a) + int(b), "-": int(a) + 10 - int(b)}[sign] % 10)
+        leader = entries[values.index(min(values))][0]
+        if steps[2 * number :][:2] != [f"{letter}{a}{sign}{b}={values[-1]}", f"{leader}{min(values)}"]:
             return None
-    return answer if trace[0] == " " and steps and answer == steps[-1][0] else None
+    return f"{leader}{min(values)}"
 
 
 def check_row(prompt: str, trace: str) -> str | None:
@@ -169,7 +170,7 @@ CHECKERS = {
     "swap": check_swap,
     "run": check_run,
     "top": check_top,
-    "find": check_find,
+    "least": check_least,
     "max": check_row,
     "min": check_row,
     "last": check_row,
@@ -199,20 +200,19 @@ def test_all_traces_are_correct_and_every_corruption_is_not(seed: int, level: fl
 def solve(prompt: str) -> str:
     """Answers of the families without letters that refer to others, from the prompt alone."""
     head, body = prompt.split(": ")
-    name, *argument = head.split()
+    name = head.split()[0]
     entries = body.split()
     if name == "run":
         taken = sum(int(digit) for letter, digit in entries if letter in "klmnopqrst")
         return str((sum(int(digit) for _, digit in entries) - 2 * taken) % 10)
-    if name in ("top", "find"):
+    if name in ("top", "least"):
         values = {
             letter: int(str(100 + int(a) + (int(b) if letter < "a" else -int(b)))[-1]) for letter, a, b in entries
         }
     if name == "top":
         return next(letter for letter in values if all(values[letter] >= other for other in values.values()))
-    if name == "find":
-        (found,) = [letter for letter in values if values[letter] == int(argument[0])]
-        return found
+    if name == "least":
+        return min(f"{value}{place}{letter}" for place, (letter, value) in enumerate(values.items()))[::-2]
     digits = sorted(entry[1] for entry in entries) if name != "last" else [entry[1] for entry in entries]
     return digits[0] if name == "min" else digits[-1]
 
@@ -227,30 +227,6 @@ def test_answers_agree_with_brute_force(task: Task) -> None:
         for a, sign, b, value in re.findall(r"(\d)([+-])(\d)=(\d)", item.traces[0]):
             assert (int(value) - int(a) - int(sign + b)) % 10 == 0
         assert item.traces[0].endswith(item.answer)
-
-
-@pytest.mark.parametrize("reach", REACHES)
-def test_find_asks_for_the_value_of_exactly_one_letter(reach: Reach) -> None:
-    """By trying every digit: v is the value of a capital if v = a + b, of a small letter if v + b = a, modulo 10."""
-    rng, wanted_digits = random.Random(18), Counter[str]()
-    (find,) = [task for task in signed_families(reach) if task.name == "find"]
-    for _ in range(1500):
-        item = find.generate(rng, 1.0)
-        head, body = item.prompt.split(": ")
-        wanted, values = head.removeprefix("find "), dict[str, str]()
-        for letter, *digits in body.split():
-            a, b = map(int, digits)
-            fits = [v for v in range(10) if (v - a - b if letter in "ABCDEFGHIJ" else v + b - a) % 10 == 0]
-            (values[letter],) = map(str, fits)
-        assert [letter for letter, value in values.items() if value == wanted] == [item.answer], item.prompt
-        *steps, answer = item.traces[0].split()
-        asked = body.split()[: list(values).index(item.answer) + 1]  # entry by entry until it is found
-        assert answer == item.answer and [step[0] + step[1] + step[3] for step in steps] == asked
-        for step in steps:
-            sign = "+" if step[0] in "ABCDEFGHIJ" else "-"
-            assert step[2:3] + step[4:] == f"{sign}={values[step[0]]};{wanted}", item
-        wanted_digits[wanted] += 1
-    assert set(wanted_digits) == set("0123456789") and max(wanted_digits.values()) < 200
 
 
 def test_a_thought_that_is_stopped_knows_the_best_so_far() -> None:
@@ -287,27 +263,26 @@ def test_every_step_of_run_is_the_answer_so_far(reach: Reach) -> None:
             assert step[-1] == solve(f"{head}: {' '.join(body.split()[:number])}")
 
 
-@pytest.mark.parametrize("task", [Top(), Find()], ids=repr)
+@pytest.mark.parametrize("task", [Top(), Least()], ids=repr)
 def test_every_place_is_the_answer_as_often(task: Task) -> None:
     rng, places = random.Random(11), [0] * 4
     for _ in range(2000):
         item = task.generate(rng, 0.0)
-        places[[entry[0] for entry in item.prompt.split(": ")[1].split()].index(item.answer)] += 1
-    spread = 0.12 if task.name == "find" else 0.35  # the first of equals is the best, so early places gain a little
-    assert all(abs(count - 500) < spread * 500 for count in places), places
+        places[[entry[0] for entry in item.prompt.split(": ")[1].split()].index(item.answer[0])] += 1
+    # the first of equals is the best, so early places gain a little
+    assert all(abs(count - 500) < 0.35 * 500 for count in places), places
 
 
 def content(prompt: str) -> tuple[str, ...]:
-    """What a `run` or `find` item asks: its head, and sign and digits of each entry; letters are not part of it."""
+    """What a `run` or `least` item asks: its head, and sign and digits of each entry; letters are not part of it."""
     head, body = prompt.split(": ")
     return (head, *("+-"[entry[0].islower()] + entry[1:] for entry in body.split()))
 
 
-def test_mixed_items_are_as_large_as_pure_ones_and_beyond_is_larger() -> None:
+def test_mixed_items_are_larger_than_pure_ones_and_beyond_is_larger_still() -> None:
     assert list(REACHES) == ["pure", "mixed", "beyond"]
-    assert REACHES["mixed"] == REACHES["pure"]  # the combination alone is new
     for name, (low, high) in REACHES["beyond"].items():
-        assert max(REACHES["mixed"][name]) < low <= high <= 10  # ten letters a sign
+        assert max(REACHES["pure"][name]) < max(REACHES["mixed"][name]) < low <= high <= 10  # ten letters a sign
     rng = random.Random(12)
     for reach, sizes_of in REACHES.items():
         for task in signed_families(reach):
@@ -324,9 +299,7 @@ def test_pure_items_have_one_sign_and_others_always_both(reach: Reach) -> None:
             item = task.generate(rng, (number % 3) / 2)
             signs = "".join(sorted({part[0] for part in content(item.prompt)[1:]}))
             stepped = "".join(sorted(set(re.findall(r"[+-]", item.traces[0]))))
-            assert stepped == signs or (
-                task.name == "find" and reach != "pure" and stepped in signs
-            )  # it may end early
+            assert stepped == signs
             seen[signs] += 1
         if reach == "pure":
             assert set(seen) == {"+", "-"} and abs(seen["+"] - 750) < 100, seen
@@ -375,13 +348,13 @@ def test_held_out_items_are_of_other_content_than_training_items(task: Task) -> 
 
 def test_which_families_there_are() -> None:
     assert [task.name for task in default_families()] == [
-        "sum", "swap", "run", "find", "top", "max", "min", "last",
+        "sum", "swap", "run", "least", "top", "max", "min", "last",
     ]  # fmt: skip
     assert [task.step_by_step for task in default_families()] == [True] * 5 + [False] * 3
     assert [task.name for task in anytime_families()] == ["top"]
-    assert default_families()[2:4] == signed_families("pure") == [Run(), Find()]  # others use these defaults
+    assert default_families()[2:4] == signed_families("pure") == [Run(), Least()]  # others use these defaults
     assert anytime_families() == default_families()[4:5] == [Top()]
-    assert [task.name for reach in REACHES for task in signed_families(reach)] == ["run", "find"] * 3
+    assert [task.name for reach in REACHES for task in signed_families(reach)] == ["run", "least"] * 3
     with pytest.raises(KeyError):
         signed_families("endless")  # type: ignore[arg-type]
 
@@ -390,9 +363,9 @@ PATTERNS = {
     "sum": r"sum mod 10: [A-J]\d( [A-J]\d){2,9}",
     "let": r"let mod 10: ([A-J]=( [A-J]\d|\d)(, )?){2,10} find [A-J]",
     "swap": r"swap [A-J] [A-J] [A-J]: a(12|13|23)( [b-h](12|13|23)){2,7}",
-    "run": r"run mod 10: [A-Jk-t]\d( [A-Jk-t]\d){2,7}",
+    "run": r"run mod 10: [A-Jk-t]\d( [A-Jk-t]\d){2,9}",
     "top": r"top: [A-J]\d\d( [A-J]\d\d){3,5}",
-    "find": r"find \d: [A-Jk-t]\d\d( [A-Jk-t]\d\d){3,7}",
+    "least": r"least: [A-Jk-t]\d\d( [A-Jk-t]\d\d){3,9}",
     "max": r"max: [A-J]\d( [A-J]\d){2,7}",
     "min": r"min: [A-J]\d( [A-J]\d){2,7}",
     "last": r"last: [A-J]\d( [A-J]\d){2,7}",
@@ -473,10 +446,9 @@ def test_verifier_accepts_only_the_answer() -> None:
         "2</think>",
     ):
         assert SumMod().verify(item, bad) == 0.0
-    for letter, others in (("k", "K A"), ("E", "e k")):
-        found = Item("find", "find 3: E15 k52 I60", letter, (), "k")
-        assert Find().verify(found, f" {letter}\n") == 1.0
-        assert not any(Find().verify(found, other) for other in others.split())
+    least = Item("least", "least: E15 k52 I60", "k3", (), "k")
+    assert Least().verify(least, " k3\n") == 1.0
+    assert not any(Least().verify(least, other) for other in ("k", "K3", "3", "k 3", "k4", "E3", "3k"))
     cups = Item("swap", "swap I G E: a12 b23", "G E I", (), "k")
     assert Swap().verify(cups, " G E I\n") == 1.0
     for bad in ("GEI", "g e i", "G E", "G E I I", "G, E, I", "G  E I"):
@@ -504,7 +476,7 @@ def test_corrupting_any_place_is_noticed(task: Task) -> None:
 
 @pytest.mark.parametrize("task", default_families(), ids=repr)
 def test_answers_can_be_corrupted_too(task: Task) -> None:
-    """The cold start spoils answers with it; that of `find` may be a small letter."""
+    """The cold start spoils answers with it; that of `least` may be a small letter."""
     rng = random.Random(17)
     for _ in range(100):
         item = task.generate(rng, 1.0)
@@ -514,10 +486,3 @@ def test_answers_can_be_corrupted_too(task: Task) -> None:
 def test_corrupt_needs_something_to_change() -> None:
     with pytest.raises(InputError, match="cannot corrupt"):
         corrupt(" ?!", random.Random(0))
-
-
-def test_both_signs_come_before_the_answer_of_a_mixed_find() -> None:
-    rng = random.Random(19)
-    for task in (Find("mixed"), Find("beyond", 7, 8)):
-        for _ in range(300):
-            assert {"+", "-"} <= set(task.generate(rng, 1.0).traces[0])

@@ -130,13 +130,13 @@ def test_random_patterns_are_never_held_out_ones_and_cover_the_rest() -> None:
     queries = [asked(pattern) for pattern in drawn]
     assert not untaught & {signature(query) for query in queries}
     assert all(signature(query) == turns_of(pattern) for query, pattern in zip(queries, drawn, strict=True))
-    never = (*HELD_OUT_PATTERNS, *SYSTEM_PATTERNS, "three flags")  # no turn is drawn with three flags
+    never = (*HELD_OUT_PATTERNS, "three flags")  # no turn is drawn with three flags
     taught = {name for name in FLAG_PATTERNS if name not in never}
     assert {query.form for query in queries} == {"random flags", *taught}
     shown = Counter((user_turns(query.kind.removeprefix("mode: ")), query.mode) for query in queries)
     assert set(shown) == {(turns, mode) for turns in (1, 2, 3, 4) for mode in ("think", "no_think")}
     assert min(shown.values()) > 100, shown
-    assert {turn for pattern in drawn for turn in pattern.split()} == {"u", "u+", "u-", "u+-", "u-+"}
+    assert {turn for pattern in drawn for turn in pattern.split()} == {"u", "u+", "u-", "u+-", "u-+", "s+", "s-"}
     assert len(set(drawn)) > 300
     assert drawn[:20] == [random_pattern(again) for again in [random.Random(0)] for _ in range(20)]
 
