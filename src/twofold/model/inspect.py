@@ -77,13 +77,21 @@ def read_folder(folder: Path) -> Checkpoint:
 
 
 def tokenizer_warnings(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
-    """A line where the tokenizer has tokens without a row in the embedding, nothing otherwise."""
-    if tokenizer.vocab_size <= config.vocab_size:
-        return []
-    return [
-        f"the tokenizer has {tokenizer.vocab_size:,} tokens and the embedding {config.vocab_size:,} rows; text with "
-        "the tokens beyond them is refused"
-    ]
+    """A line where the tokenizer has tokens without a row in the embedding, and one where it has tokens that are not
+    written in the byte alphabet."""
+    warnings = []
+    if tokenizer.vocab_size > config.vocab_size:
+        warnings.append(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the embedding {config.vocab_size:,} rows; text "
+            "with the tokens beyond them is refused"
+        )
+    if tokenizer.foreign:
+        token, spelling = min(tokenizer.foreign.items())
+        warnings.append(
+            f"{len(tokenizer.foreign):,} tokens of the vocabulary, {spelling!r} (id {token}) the first, are not "
+            "written in the byte alphabet; no text becomes one of them, and a sampled one is shown as it is spelled"
+        )
+    return warnings
 
 
 def describe(checkpoint: Checkpoint, context: int | None = None, batch: int = 1, dtype: str = "auto") -> list[Row]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import tokenizers
 
 from twofold.base.records import InputError
 from twofold.text.roles import Roles, token_ids
-from twofold.text.tokenizer import PRETOKENIZE_REGEX, Tokenizer
+from twofold.text.specification import GPT2, GPT2_REGEX, PRETOKENIZE_REGEX, QWEN, Split, backend_of, specification
+from twofold.text.tokenizer import Tokenizer
 
 # Kinds of token. UNUSED rows only pad the embedding and are no tokens.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -30,28 +28,14 @@ _KNOWN_ENDS = ("<|im_end|>", "<|endoftext|>")
 _OWN_ENDS = "twofold.end_token_ids"  # all of them and no other, where the above would say something else
 _OWN_WORDS = "twofold.word_token_ids"  # added words, which are data, among tokens that are structure
 _MODEL = "gpt2"  # llama.cpp's word for a byte-level BPE
-_GPT2_REGEX = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """How text is cut before merging: regular expressions applied in turn, each isolating its matches.
-
-    nfc: normalise first. ignore_merges: a piece that is a token as it stands is not merged.
-    """
-
-    regexes: tuple[str, ...]
-    nfc: bool = False
-    ignore_merges: bool = False
-
+_OTHER_MODELS = {"llama": "SentencePiece", "t5": "SentencePiece unigram", "bert": "WordPiece"}
 
 _SPLITS = {
-    "qwen2": _Split((PRETOKENIZE_REGEX,), nfc=True),
-    "llama-bpe": _Split((PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|"),), ignore_merges=True),
-    "smollm": _Split((r"\p{N}", _GPT2_REGEX)),
-    "gpt-2": _Split((_GPT2_REGEX,)),
-    "default": _Split((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_REGEX, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "qwen2": QWEN,
+    "llama-bpe": Split((PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|"),), ignore_merges=True),
+    "smollm": Split((r"\p{N}", GPT2_REGEX)),
+    "gpt-2": GPT2,
+    "default": Split((r"[\p{P}\$\+<=>\^~\|]+", GPT2_REGEX, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
 _ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 
@@ -65,12 +49,14 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer:
     Raises:
         InputError: a key is missing, another kind of tokenizer, an unknown split, or tokens that do not fit together.
     """
-    model, pre = _required(metadata, "model", origin), _required(metadata, "pre", origin)
+    model = _required(metadata, "model", origin)
     if model != _MODEL:
+        kind = _OTHER_MODELS.get(model, "this kind")
         raise InputError(
-            f"{origin}: tokenizer.ggml.model {model!r} is not supported, only {_MODEL!r} (byte-level BPE); "
-            "other kinds cannot be read from any file, choose another model"
+            f"{origin}: tokenizer.ggml.model {model!r} is not supported, only {_MODEL!r} (byte-level BPE); {kind} "
+            "cannot be read from any file, choose a model with another tokenizer, as Qwen and Llama 3 have"
         )
+    pre = _required(metadata, "pre", origin)
     split = _SPLITS.get(_ALIASES.get(pre, pre))
     if split is None:
         known = ", ".join([*_SPLITS, *_ALIASES])
@@ -79,22 +65,18 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer:
     merges = [merge.split(" ", 1) for merge in _required(metadata, "merges", origin)]
     if len(tokens) != len(kinds):
         raise InputError(f"{origin}: {len(tokens)} tokens but {len(kinds)} token types; convert the model again")
-    added = {i: token for i, token in enumerate(tokens) if kinds[i] in (CONTROL, USER_DEFINED)}
     vocab = {token: i for i, token in enumerate(tokens) if kinds[i] not in (CONTROL, USER_DEFINED, UNUSED)}
-    if sorted(added) != list(range(len(vocab), len(vocab) + len(added))):
-        vocab |= {
-            token: i for i, token in added.items()
-        }  # not simply after the others: they need their ids spelled out
     roles, begins = _roles(metadata, tokens, origin, split.ignore_merges)
     words = token_ids(metadata.get(_OWN_WORDS), len(tokens), f"{origin}: {_OWN_WORDS}")
     if any(kinds[i] != USER_DEFINED for i in words):
         raise InputError(f"{origin}: {_OWN_WORDS} names a token that is not user-defined; convert the model again")
-    specification = _specification(
-        split, vocab, merges, {i: (token, kinds[i] == CONTROL, i in words) for i, token in added.items()}
-    )
-    if begins is not None:
-        specification["post_processor"] = _begin(begins, tokens[begins])
-    backend = _backend(specification, origin)
+    added = {
+        i: {"content": token, "special": kinds[i] == CONTROL, "normalized": i in words}
+        for i, token in enumerate(tokens)
+        if kinds[i] in (CONTROL, USER_DEFINED)
+    }
+    whole = specification(split, vocab, merges, added, None if begins is None else (begins, tokens[begins]))
+    backend = backend_of(whole, origin, "convert the model again")
     for i, token in enumerate(tokens):
         if kinds[i] != UNUSED and backend.token_to_id(token) != i:
             raise InputError(f"{origin}: token {token!r} stands twice in the vocabulary; convert the model again")
@@ -152,62 +134,6 @@ def _required(metadata: Mapping[str, Any], key: str, origin: str) -> Any:
     return value
 
 
-def _specification(
-    split: _Split, vocab: dict[str, int], merges: list[list[str]], added: dict[int, tuple[str, bool, bool]]
-) -> dict[str, Any]:
-    """The contents of tokenizer.json. added: id -> (spelling, special, a word)."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False}
-    cuts = [
-        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-        for regex in split.regexes
-    ]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token, **flags, "normalized": word, "special": special}
-            for i, (token, special, word) in sorted(added.items())
-        ],
-        "normalizer": {"type": "NFC"} if split.nfc else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, _BYTE_LEVEL]},
-        "post_processor": _BYTE_LEVEL,
-        "decoder": _BYTE_LEVEL,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": split.ignore_merges,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
-
-
-def _begin(bos: int, token: str) -> dict[str, Any]:
-    """The post-processor of a tokenizer.json that puts a BOS before every text."""
-    first, second = (
-        [{"SpecialToken": {"id": token, "type_id": kind}}, {"Sequence": {"id": text, "type_id": kind}}]
-        for kind, text in enumerate("AB")
-    )
-    named = {token: {"id": token, "ids": [bos], "tokens": [token]}}
-    template = {"type": "TemplateProcessing", "single": first, "pair": [*first, *second], "special_tokens": named}
-    return {"type": "Sequence", "processors": [_BYTE_LEVEL, template]}
-
-
-def _backend(specification: dict[str, Any], origin: str) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(json.dumps(specification))
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(
-            f"{origin}: tokens and merges do not fit together ({error}); convert the model again"
-        ) from None
-
-
 def gguf_vocabulary(tokenizer: Tokenizer, rows: int, ends: Sequence[int] | None = None) -> dict[str, Any]:
     """The metadata of a tokenizer, ``tokenizer.ggml.*`` and where needed our own, for an embedding of ``rows`` rows.
 
@@ -221,23 +147,23 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int, ends: Sequence[int] | None 
             place for so many end tokens, or there is none.
     """
     ends = tuple(ends or tokenizer.eos_ids)
-    specification = json.loads(tokenizer.to_json())
+    contents = json.loads(tokenizer.to_json())
     if tokenizer.vocab_size > rows:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the embedding {rows} rows; they are not a pair, "
             "give the tokenizer of this model"
         )
     tokens, kinds = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
-    for token, i in specification["model"]["vocab"].items():
+    for token, i in contents["model"]["vocab"].items():
         tokens[i], kinds[i] = token, NORMAL
     for i, token in tokenizer.structure.items():
         tokens[i], kinds[i] = token, CONTROL if tokenizer.is_special(i) else USER_DEFINED
     values = {
         "model": _MODEL,
-        "pre": _name_of(specification),
+        "pre": _name_of(contents),
         "tokens": tokens,
         "token_type": kinds,
-        "merges": [m if isinstance(m, str) else " ".join(m) for m in specification["model"]["merges"]],
+        "merges": [m if isinstance(m, str) else " ".join(m) for m in contents["model"]["merges"]],
         "add_bos_token": tokenizer.bos_id is not None,
         **_role_keys(tokenizer, ends),
     }
@@ -261,13 +187,13 @@ def _role_keys(tokenizer: Tokenizer, ends: tuple[int, ...]) -> dict[str, int]:
     return {key: i for key, i in keys.items() if i is not None}
 
 
-def _name_of(specification: dict[str, Any]) -> str:
+def _name_of(contents: dict[str, Any]) -> str:
     """llama.cpp's name for the split of a tokenizer.json."""
-    normalizer = specification["normalizer"]
-    split = _Split(
-        tuple(_regexes(specification["pre_tokenizer"])),
+    normalizer = contents["normalizer"]
+    split = Split(
+        tuple(_regexes(contents["pre_tokenizer"])),
         nfc=normalizer == {"type": "NFC"},
-        ignore_merges=bool(specification["model"].get("ignore_merges")),
+        ignore_merges=bool(contents["model"].get("ignore_merges")),
     )
     for name, known in _SPLITS.items():
         if split == known and (normalizer is None or split.nfc):
@@ -289,5 +215,5 @@ def _regexes(part: dict[str, Any] | None) -> list[str]:
     if part["type"] == "Digits" and part["individual_digits"]:
         return [r"\p{N}"]
     if part["type"] == "ByteLevel" and not part["add_prefix_space"]:
-        return [_GPT2_REGEX] if part["use_regex"] else []
+        return [GPT2_REGEX] if part["use_regex"] else []
     return [f"unknown {part['type']}"]

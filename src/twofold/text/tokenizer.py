@@ -26,41 +26,8 @@ from twofold.base.records import InputError
 from twofold.text.messages import check_unicode
 from twofold.text.ranks import merges_of, read_ranks
 from twofold.text.roles import Roles, beginning, end_ids, read_roles, write_roles
-
-PRETOKENIZE_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# Official order; the flag says whether decode(skip_special_tokens=True) drops the token.
-ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
-    ("<|endoftext|>", True),
-    ("<|im_start|>", True),
-    ("<|im_end|>", True),
-    ("<|object_ref_start|>", True),
-    ("<|object_ref_end|>", True),
-    ("<|box_start|>", True),
-    ("<|box_end|>", True),
-    ("<|quad_start|>", True),
-    ("<|quad_end|>", True),
-    ("<|vision_start|>", True),
-    ("<|vision_end|>", True),
-    ("<|vision_pad|>", True),
-    ("<|image_pad|>", True),
-    ("<|video_pad|>", True),
-    ("<tool_call>", False),
-    ("</tool_call>", False),
-    ("<|fim_prefix|>", False),
-    ("<|fim_middle|>", False),
-    ("<|fim_suffix|>", False),
-    ("<|fim_pad|>", False),
-    ("<|repo_name|>", False),
-    ("<|file_sep|>", False),
-    ("<tool_response>", False),
-    ("</tool_response>", False),
-    ("<think>", False),
-    ("</think>", False),
-)
+from twofold.text.specification import ADDED_TOKENS, PRETOKENIZE_REGEX
+from twofold.text.tokenizer_files import read_backend
 
 _BYTE_TOKENS = 256
 # Decoding ignores these flags; with them the official file is met to the letter. The constructor does not take them.
@@ -69,7 +36,11 @@ _TIKTOKEN_FILE = "qwen.tiktoken"
 
 
 class Tokenizer:
-    """Text <-> token ids. Ids of control tokens come from the tokenizer's own table, never from a constant."""
+    """Text <-> token ids. Ids of control tokens come from the tokenizer's own table, never from a constant.
+
+    foreign: id -> spelling of ordinary tokens that are not written in the byte alphabet. Somebody put them there by
+    hand: no text becomes such a token, and a sampled one stands for its spelling, as in the ``tokenizers`` library.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, roles: Roles | None = None) -> None:
         """Wrap a ``tokenizers`` tokenizer and what stands beside it.
@@ -78,7 +49,11 @@ class Tokenizer:
             InputError: it is no byte-level BPE, or begins texts with more than one token.
         """
         if not isinstance(backend.model, models.BPE) or not isinstance(backend.decoder, decoders.ByteLevel):
-            raise InputError("only byte-level BPE tokenizers (the GPT-2 / Qwen kind) are supported")
+            kind = f"{type(backend.model).__name__} with the decoder {type(backend.decoder).__name__}"
+            raise InputError(
+                f"only byte-level BPE tokenizers (the GPT-2 / Qwen kind) are supported, this one is {kind}, as "
+                "SentencePiece and WordPiece are; choose a model with another tokenizer, as Qwen and Llama 3 have"
+            )
         backend.no_truncation()
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
@@ -89,9 +64,12 @@ class Tokenizer:
         self._special = {i: bool(token.special) for i, token in added.items()}
         self._words = _words(backend)
         self._added = {token.content: i for i, token in added.items()}
-        self._bytes: dict[int, bytes] = {i: content.encode() for content, i in self._added.items()}
+        vocab = backend.get_vocab(with_added_tokens=True)
+        self.foreign = _foreign({token: i for token, i in vocab.items() if i not in added})
+        texts = {i: content for content, i in self._added.items()} | self.foreign
+        self._bytes: dict[int, bytes] = {i: text.encode() for i, text in texts.items()}
         self._whole: dict[int, str] = {}  # tokens met so far that are whole characters
-        self._size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._size = max(vocab.values()) + 1
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -141,21 +119,20 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read ``tokenizer.json`` of a model folder, or its ``qwen.tiktoken`` where it has only that.
+        """Read the tokenizer of a model folder: tokenizer.json, or qwen.tiktoken, or vocab.json and merges.txt.
 
         Raises:
-            InputError: neither is there, or the file is unreadable.
+            InputError: none of them is there, a file is unreadable, or it is another kind of tokenizer.
         """
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            if (Path(folder) / _TIKTOKEN_FILE).is_file():
-                return cls.from_tiktoken(Path(folder) / _TIKTOKEN_FILE)
-            raise InputError(f"{path} does not exist; give a folder that holds tokenizer.json or {_TIKTOKEN_FILE}")
+        folder = Path(folder)
+        if not (folder / "tokenizer.json").is_file() and (folder / _TIKTOKEN_FILE).is_file():
+            return cls.from_tiktoken(folder / _TIKTOKEN_FILE)
+        path, backend = read_backend(folder)
+        roles = read_roles(folder)
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise InputError(f"{path} is not a readable tokenizer.json ({error}); copy the file again") from None
-        return cls(backend, read_roles(Path(folder)))
+            return cls(backend, roles)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
     def completed(self, eos_id: int, max_length: int) -> Tokenizer:
         """This tokenizer with an end token and a longest text, where nothing beside its file says so."""
@@ -437,6 +414,13 @@ def _qwen_backend(model: models.BPE) -> tokenizers.Tokenizer:
 
 def _added(tokens: Iterable[tuple[str, bool]]) -> list[AddedToken]:
     return [AddedToken(text, normalized=False, special=flag) for text, flag in tokens]
+
+
+def _foreign(vocab: dict[str, int]) -> dict[int, str]:
+    alphabet = frozenset(_UNICODE_TO_BYTE)
+    if alphabet.issuperset("".join(vocab)):
+        return {}
+    return {i: token for token, i in sorted(vocab.items()) if not alphabet.issuperset(token)}
 
 
 def _words(full: tokenizers.Tokenizer) -> dict[int, AddedToken]:

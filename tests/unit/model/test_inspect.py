@@ -128,6 +128,17 @@ def test_what_loads_and_cannot_do_everything(
     assert "not a readable tokenizer_config.json" in text_of(read_folder(tmp_path))["loads"]
 
 
+def test_a_vocabulary_extended_by_hand_is_said(tmp_path: Path, make_model: Make) -> None:
+    save_weights(make_model(vocab_size=282), tmp_path)
+    contents = json.loads(Tokenizer.train(["a"], 282).to_json())
+    contents["model"]["vocab"]["鲢"] = contents["model"]["vocab"].pop("Ġ")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(contents))
+    lines = text_of(read_folder(tmp_path))
+    assert lines["loads"] == "yes" and lines["warning"].startswith(
+        "1 tokens of the vocabulary, '鲢' (id 220) the first"
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -186,6 +186,7 @@ def test_the_library_s_own_spellings_of_a_split_are_recognised() -> None:
     ("change", "message"),
     [
         (dict(model="llama"), "tokenizer.ggml.model 'llama' is not supported, only 'gpt2'"),
+        (dict(model="llama", pre=None), "SentencePiece cannot be read from any file, choose a model with another"),
         (dict(pre="viking"), "'viking' is not supported; known: qwen2, llama-bpe, smollm, gpt-2, default, llama3"),
         (dict(pre=None), "tokenizer.ggml.pre is missing"),
         (dict(merges=None), "tokenizer.ggml.merges is missing"),
@@ -209,6 +210,17 @@ def test_metadata_that_does_not_fit(change: dict[str, Any], message: str, tokeni
         tokenizer_from_gguf(metadata, "model.gguf")
     assert str(caught.value).startswith("model.gguf: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_token_outside_the_byte_alphabet_stands_for_its_spelling(tokenizer: Tokenizer) -> None:
+    """Converters leave control tokens and words of other languages as NORMAL."""
+    metadata = gguf_vocabulary(tokenizer, tokenizer.vocab_size + 2)
+    rows = [tokenizer.vocab_size, tokenizer.vocab_size + 1]
+    for row, spelling in zip(rows, ("鲢", "▁x y"), strict=True):
+        metadata["tokenizer.ggml.tokens"][row], metadata["tokenizer.ggml.token_type"][row] = spelling, NORMAL
+    found = tokenizer_from_gguf(metadata, "x")
+    assert found.foreign == dict(zip(rows, ("鲢", "▁x y"), strict=True))
+    assert found.decode([*rows, *found.encode("a")]) == "鲢▁x ya" and not {*found.encode("鲢▁x y")} & {*rows}
 
 
 def test_a_token_that_stands_twice_is_refused(tokenizer: Tokenizer) -> None:

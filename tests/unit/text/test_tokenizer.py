@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import decoders, models, processors
 
 from twofold.base.records import InputError
 from twofold.text.chat import CHAT_TEMPLATE
@@ -109,6 +109,35 @@ def test_errors_name_the_fix(tokenizer: Tokenizer, tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="not a readable"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("spelling", ["鲢鱼", "a b", "▁the", "<0xE9>", "\x00"])
+def test_a_token_outside_the_byte_alphabet_is_found_when_loaded(
+    spelling: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """It decodes as the library decodes it, beside bytes that wait for the rest of a character too."""
+    contents = json.loads(tokenizer.to_json())
+    model = contents["model"]
+    last = "".join(model["merges"].pop())
+    model["vocab"][spelling] = row = model["vocab"].pop(last)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(contents), encoding="utf-8")
+    found = Tokenizer.from_folder(tmp_path)
+    assert found.foreign == ({} if spelling == "<0xE9>" else {row: spelling})
+    first_byte = found.token_id("Ã")
+    for ids in ([row], [row, row], [first_byte, row], [*found.encode("é"), row, *found.encode("x")]):
+        assert found.decode(ids) == found._full.decode(ids, skip_special_tokens=False)
+        decoder = StreamDecoder(found)
+        assert "".join(map(decoder.feed, ids)) + decoder.flush() == found.decode(ids)
+    assert found.token_text(row) == spelling and row not in found.encode(spelling)
+
+
+def test_other_kinds_of_tokenizer_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    backend = tokenizers.Tokenizer(models.BPE({"▁a": 0}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    backend.save(str(path))
+    with pytest.raises(InputError, match=rf"^{path}: only byte-level BPE .* decoder Sequence, as SentencePiece"):
         Tokenizer.from_folder(tmp_path)
 
 
