@@ -1,4 +1,4 @@
-"""A GGUF file as a container: its metadata as plain values and the table of its tensors.
+"""A GGUF file as a container: its metadata as plain values and the table of its tensors; all parts of a split one.
 
 One pass over the header, so that a vocabulary of 150,000 strings takes a moment; the gguf package's own reader makes
 several objects of each string and keeps the whole file mapped. Neither that package nor torch is needed here. Not
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,24 @@ _ALIGNMENT = 32  # unless general.alignment says otherwise
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _MAX_DIMENSIONS = 4
+_COUNT = "split.count"
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)  # as llama-gguf-split names them
 _AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor of the file: type by name, shape with rows first (as in torch), first byte and length in bytes."""
+    """A tensor of the file: type by name, shape with rows first (as in torch), first byte and length in bytes.
+
+    path: where its bytes lie, which in a split file is one of the parts.
+    """
 
     name: str
     type: str
     shape: tuple[int, ...]
     offset: int
     bytes: int
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +117,33 @@ def is_gguf(path: Path) -> bool:
 
 
 def name_of(path: Path) -> str:
-    """What a checkpoint calls itself, by its file or folder; a folder's name may have dots in it."""
+    """What a checkpoint calls itself, by its file or folder, the number of a part left out; a folder's name may have
+    dots in it."""
     whole = path.resolve()
-    return whole.stem if is_gguf(whole) else whole.name
+    if not is_gguf(whole):
+        return whole.name
+    part = _PART.fullmatch(whole.name)
+    return part[1] if part else whole.stem
+
+
+def hint(folder: Path) -> str:
+    """The end of a message about a folder that is no model: the first GGUF file in it, if there is one."""
+    found = min((path.name for path in folder.iterdir() if is_gguf(path)), default=None) if folder.is_dir() else None
+    return "" if found is None else f"; it holds {found}, give that file"
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read the header; no tensor data.
+    """Read the header; no tensor data. Any part of a split file stands for all of them.
 
     Raises:
-        InputError: no such file, not a GGUF of version 2 or 3, one part of a split file, a damaged or truncated file.
+        InputError: no such file, not a GGUF of version 2 or 3, a part without the others, a damaged or truncated file.
     """
+    file = _read_one(path)
+    parts = file.metadata.get(_COUNT, 1)
+    return file if parts in (0, 1) else _joined(file, parts)
+
+
+def _read_one(path: Path) -> GGUFFile:
     try:
         size = path.stat().st_size
         with open(path, "rb") as handle:
@@ -136,6 +159,31 @@ def read_gguf(path: Path) -> GGUFFile:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged: its header makes no sense ({error}); {_AGAIN}") from None
+
+
+def _joined(file: GGUFFile, count: Any) -> GGUFFile:
+    """The whole of which ``file`` is a part: the metadata of the first part, the tensors of all."""
+    named = _PART.fullmatch(file.path.name)
+    names = [f"{named[1]}-{i:05d}-of-{named[3]}{named[4]}" for i in range(1, count + 1)] if named else []
+    paths = [file.path.with_name(name) for name in names]
+    absent = next((path.name for path in paths if not path.is_file()), None)
+    if named is None or int(named[3]) != count or absent is not None:
+        why = f": {absent} is not there" if absent else ""
+        raise InputError(
+            f"{file.path} is one of {count} parts; join them: llama-gguf-split --merge, or put all of them into one "
+            f"folder under the names that they had, NAME-00001-of-{count:05d}.gguf and so on{why}"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    parts = [_read_one(path) for path in paths]
+    for number, part in enumerate(parts):
+        said = part.metadata.get(_COUNT), part.metadata.get("split.no")
+        if said != (count, number) or tensors.keys() & part.tensors.keys():
+            raise InputError(f"{part.path} is not part {number + 1} of {count} of this model; {_AGAIN}")
+        tensors |= part.tensors
+    whole = parts[0].metadata.get("split.tensors.count", len(tensors))
+    if whole != len(tensors):
+        raise InputError(f"{paths[0]}: its parts hold {len(tensors)} of {whole} tensors; {_AGAIN}")
+    return GGUFFile(file.path, parts[0].metadata, tensors)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -154,16 +202,14 @@ def _read_header(path: Path, cursor: _Cursor, size: int) -> GGUFFile:
     for _ in range(value_count):
         key = cursor.string()
         metadata[key] = cursor.value()
-    parts, alignment = metadata.get("split.count", 0), metadata.get("general.alignment", _ALIGNMENT)
-    if parts not in (0, 1):
-        raise InputError(f"{path} is one of {parts} parts; join them: llama-gguf-split --merge")
+    alignment = metadata.get("general.alignment", _ALIGNMENT)
+    if not isinstance(metadata.get(_COUNT, 1), int):
+        raise InputError(f"{path} is damaged: {_COUNT} is {metadata[_COUNT]!r:.60}; {_AGAIN}")
     if not isinstance(alignment, int) or alignment < 1:
         raise InputError(f"{path} is damaged: general.alignment is {alignment!r}; {_AGAIN}")
     infos = [_tensor_info(path, cursor) for _ in range(tensor_count)]
     start = -(-cursor.place // alignment) * alignment
-    tensors = {
-        info.name: TensorInfo(info.name, info.type, info.shape, start + info.offset, info.bytes) for info in infos
-    }
+    tensors = {info.name: replace(info, offset=start + info.offset) for info in infos}
     if len(tensors) < tensor_count:
         raise InputError(f"{path} is damaged: two tensors have the same name; {_AGAIN}")
     end = max((info.offset + info.bytes for info in tensors.values()), default=0)
@@ -184,4 +230,4 @@ def _tensor_info(path: Path, cursor: _Cursor) -> TensorInfo:
     kind, elements, block = TYPES[number]
     if shape[-1] % elements:
         raise InputError(f"{path} is damaged: rows of {name!r} ({shape[-1]}) are no whole blocks of {kind}; {_AGAIN}")
-    return TensorInfo(name, kind, shape, offset, math.prod(shape) // elements * block)
+    return TensorInfo(name, kind, shape, offset, math.prod(shape) // elements * block, path)

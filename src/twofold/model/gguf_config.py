@@ -241,7 +241,7 @@ def _llama3(file: GGUFFile, theta: float, head_dim: int) -> Context:
     """The scaling that gives the stored factors; refused when none with Llama 3.1's other constants does."""
     info, native = file.tensors[ROPE_FACTORS], int(_LLAMA3["native"])
     if (info.type, info.shape) == ("F32", (head_dim // 2,)):
-        with open(file.path, "rb") as handle:
+        with open(info.path, "rb") as handle:
             handle.seek(info.offset)
             stored = torch.frombuffer(bytearray(handle.read(info.bytes)), dtype=torch.float32)
         factor = round(float(stored.max()), 3)

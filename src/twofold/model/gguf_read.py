@@ -1,8 +1,8 @@
 """Weights from GGUF files: every tensor is dequantised, a slice at a time, straight into its place in the model.
 
-Types F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K; the arithmetic of the quantised ones is the
-gguf package's. The model computes with the dequantised numbers: nothing stays quantised. Memory peaks at the model and
-one slice. Not here: the header (``gguf_file.py``), names and configuration (``gguf_config.py``), writing.
+F32, F16 and BF16 are read as they are; the arithmetic of all other types in ``gguf_file.py``'s table is the gguf
+package's. The model computes with the dequantised numbers: nothing stays quantised. Memory peaks at the model and one
+slice. Not here: the header (``gguf_file.py``), names and configuration (``gguf_config.py``), writing.
 
 Shape legend: H head dimension.
 """
@@ -29,7 +29,6 @@ except ImportError:
     gguf = None  # type: ignore[assignment]
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-READABLE = (*PLAIN, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 SLICE = 1 << 16  # elements dequantised at once: larger slices leave the cache of most processors
 
 
@@ -47,7 +46,7 @@ class GGUFSource:
     """The tensors of a GGUF file under Hugging Face's names (a ``TensorSource``); stacked experts one by one.
 
     Raises:
-        InputError: the gguf package is missing, or a tensor is unknown or of a type that cannot be read.
+        InputError: the gguf package is missing, or a tensor has no place in the architecture.
     """
 
     remedy = "convert the model again with a recent llama.cpp, or load its Hugging Face folder"
@@ -57,8 +56,12 @@ class GGUFSource:
         self.file, self.origin = file, str(file.path)
         self.places: dict[str, _Place] = {}
         arch = architecture(file)
-        for info in sorted(file.tensors.values(), key=lambda info: info.offset):
-            check_type(file, info)
+        for info in sorted(file.tensors.values(), key=lambda info: (info.path, info.offset)):
+            if info.type not in gguf.GGMLQuantizationType.__members__:
+                raise InputError(
+                    f"{info.path}: tensor {info.name!r} is {info.type}, which cannot be read: the gguf package here "
+                    "is too old; run: pip install -U gguf"
+                )
             if info.name == ROPE_FACTORS:
                 continue  # part of the configuration
             name = hugging_face_name(file, info.name)
@@ -84,11 +87,11 @@ class GGUFSource:
         group = place.head_dim or (1 if columns > 1 else 256)  # rows that must stay together: a head, or whole blocks
         step = max(1, SLICE // (columns * group)) * group
         rows = out.detach().view(-1, columns)
-        with open(self.file.path, "rb", buffering=0) as handle:
+        with open(place.info.path, "rb", buffering=0) as handle:
             for first in range(0, len(rows), step):
                 target = rows[first : first + step]
                 begin = place.offset + first * columns // elements * size
-                data = _read(handle.fileno(), begin, target.numel() // elements * size, self.file.path)
+                data = _read(handle.fileno(), begin, target.numel() // elements * size, place.info.path)
                 values = dequantise(data, place.info.type).view(-1, columns)
                 target.copy_(neighbours_to_halves(values, place.head_dim) if place.head_dim else values)
 
@@ -97,8 +100,8 @@ def load_gguf(path: Path, dtype: torch.dtype = torch.float32, device: torch.devi
     """The model of a GGUF file, its weights dequantised to ``dtype``.
 
     Raises:
-        InputError: not a GGUF file, a damaged one, the gguf package missing, an architecture, feature or tensor type
-            that is not supported, a missing key, or tensors that do not fit the configuration.
+        InputError: not a GGUF file, a damaged one, the gguf package missing, an architecture or feature that is
+            not supported, a missing key, or tensors that do not fit the configuration.
     """
     return weights.build(*open_gguf(path), dtype, device)
 
@@ -114,15 +117,6 @@ def require_package(path: Path) -> None:
     """Raise InputError where the gguf package is not installed."""
     if gguf is None:
         raise InputError(f"{path}: GGUF weights need the gguf package; run: pip install 'twofold[gguf]'")
-
-
-def check_type(file: GGUFFile, info: TensorInfo) -> None:
-    """Raise InputError for a tensor of a type that cannot be dequantised here."""
-    if info.type not in READABLE:
-        raise InputError(
-            f"{file.path}: tensor {info.name!r} is {info.type}, which cannot be read; "
-            f"give a file with types among {', '.join(READABLE)}"
-        )
 
 
 def dequantise(data: bytearray, kind: str) -> torch.Tensor:

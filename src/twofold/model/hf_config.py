@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from twofold.base.files import read_json, read_json_object, readable, write_json
+from twofold.base.gguf_file import hint
 from twofold.base.records import InputError
 from twofold.model.config import LARGEST, ModelConfig
 
@@ -75,7 +76,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def config_values(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder as it stands; InputError where it is missing or damaged."""
-    return read_object(folder / "config.json", f"{folder} is not a model folder: it has no config.json")
+    return read_object(folder / "config.json", f"{folder} is not a model folder: it has no config.json{hint(folder)}")
 
 
 def read_object(path: Path, absent: str) -> dict[str, Any]:

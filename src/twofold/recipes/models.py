@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from twofold.base.files import readable
-from twofold.base.gguf_file import is_gguf
+from twofold.base.gguf_file import hint, is_gguf
 from twofold.base.records import InputError
 
 MODEL_STAGES = ("general_rl", "fusion", "rl", "cold_start", "sft")  # of runs, the latest first
@@ -36,5 +36,5 @@ def find_model(folder: Path) -> Path:
             return folder / stage
     raise InputError(
         f"{folder} holds no model that can chat (none of {', '.join(MODEL_STAGES)} is finished); "
-        f"make one: twofold run tiny --out {folder}"
+        f"make one: twofold run tiny --out {folder}{hint(folder)}"
     )
