@@ -55,6 +55,8 @@ class Context(Config):
             raise ValueError(f"low_freq_factor must be below high_freq_factor, got {self.low_freq_factor}")
         if self.method == "yarn" and not 0 < self.beta_slow <= self.beta_fast < math.inf:
             raise ValueError(f"yarn needs 0 < beta_slow <= beta_fast, got {self.beta_slow} and {self.beta_fast}")
+        if self.attention_factor is not None and not 0 < self.attention_factor <= LARGEST:
+            raise ValueError(f"attention_factor must be a number above 0, got {self.attention_factor}")
         return self
 
     @property

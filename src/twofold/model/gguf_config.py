@@ -232,9 +232,7 @@ def _context(keys: _Keys, theta: float, head_dim: int) -> Context | None:
     context = Context(**values)
     # llama.cpp multiplies YaRN's own attention factor by this one.
     own = keys.optional("rope.scaling.attn_factor") or keys.optional("rope.scaling.yarn_attn_factor") or 1.0
-    return (
-        context if own == 1.0 else context.model_copy(update={"attention_factor": rope.attention_factor(context) * own})
-    )
+    return context if own == 1.0 else Context(**values, attention_factor=rope.attention_factor(context) * own)
 
 
 def _llama3(file: GGUFFile, theta: float, head_dim: int) -> Context:

@@ -206,6 +206,44 @@ def test_mscale_is_an_attention_factor(keys: dict[str, float], factor: float | N
     assert context is not None and context.attention_factor == factor
 
 
+def test_attn_factor_multiplies_the_attention_factor(make_config: MakeConfig) -> None:
+    """DeepSeek-R1-0528-Qwen3-8B's rope_scaling; 1 / (0.1 ln 4 + 1) takes YaRN's own factor back."""
+    official = {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768,
+        "attn_factor": 0.8782488562869419,
+    }  # fmt: skip
+    values = values_of(make_config(max_position_embeddings=131072))
+    config = config_from_hf(values | {"rope_scaling": official}, "here")
+    assert config.context is not None and config.context.attention_factor == pytest.approx(1.0, abs=1e-12)
+    assert (config.context.native, config.context.target) == (32768, 131072)
+    assert config_from_hf(values_of(config), "here") == config
+    both = official | {"attention_factor": 1.0}
+    assert config_from_hf(values | {"rope_scaling": both}, "here").context == config.context
+    scaled = YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "attn_factor": 1.25}
+    context = config_from_hf(values_of(make_config()) | {"rope_scaling": scaled}, "here").context
+    assert context is not None and context.attention_factor == 1.25
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {"attn_factor": 0.9, "attention_factor": 0.9},
+            r"attention_factor 0\.9 and attn_factor 0\.9 differ: .* 1\.138629",
+        ),
+        ({"attn_factor": "x"}, "attn_factor must be a number above 0, got 'x'"),
+        ({"attn_factor": 0}, "attn_factor must be a number above 0, got 0"),
+        ({"attention_factor": 0.0}, r"attention_factor must be a number above 0, got 0\.0"),
+        ({"attention_factor": float("inf")}, "attention_factor must be a number above 0, got inf"),
+        ({"attention_factor": "x"}, "attention_factor"),
+        ({"extrapolation_factor": 0.5}, "extrapolation_factor = 0.5 of rope_type 'yarn' is not supported"),
+    ],
+)
+def test_attention_factors_that_are_refused(keys: dict[str, Any], words: str, make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match=f"^here: .*{words}"):
+        config_from_hf(values_of(make_config()) | {"rope_scaling": YARN | keys}, "here")
+
+
 def test_windows_in_both_spellings(make_config: MakeConfig) -> None:
     values = values_of(make_config()) | {"use_sliding_window": True, "sliding_window": 4}
     expected = make_config(sliding_window=4, max_window_layers=1)
