@@ -28,7 +28,8 @@ from safetensors.torch import load_file
 
 from twofold.base.files import write_json
 from twofold.model.presets import preset
-from twofold.model.weights import WEIGHTS, empty_model, load_weights, save_weights
+from twofold.model.sources import WEIGHTS
+from twofold.model.weights import empty_model, load_weights, save_weights
 
 BUFFER_BYTES = 16 << 20
 

@@ -30,7 +30,8 @@ from twofold.model.hf_config import read_generation_config, said_ends
 from twofold.model.inspect import tokenizer_warnings
 from twofold.model.peft_io import CONFIG as ADAPTER
 from twofold.model.quantised import load_quantised
-from twofold.model.weights import CONFIG, TensorSource, build, check_device, open_folder, resolve_dtype
+from twofold.model.sources import CONFIG, TensorSource
+from twofold.model.weights import build, check_device, open_folder, resolve_dtype
 from twofold.text.chat import Renderer
 from twofold.text.gguf_tokenizer import gguf_ends, gguf_template, tokenizer_from_gguf
 from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse

@@ -32,7 +32,8 @@ from twofold.model.inspect import Checkpoint, describe, read_folder, show, token
 from twofold.model.lora import merge
 from twofold.model.peft_io import load_adapter
 from twofold.model.safetensors_io import DTYPES
-from twofold.model.weights import CONFIG, NO_HEAD, empty_model, match
+from twofold.model.sources import CONFIG
+from twofold.model.weights import NO_HEAD, empty_model, match
 from twofold.recipes.folder import TYPES, save_folder
 from twofold.recipes.models import find_model
 from twofold.text.chat import Renderer, folder_template

@@ -68,7 +68,7 @@ def test_inspect_says_what_a_checkpoint_is(folder: Path) -> None:
 
 
 def test_inspect_reads_headers_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twofold.model.weights.FolderSource.read_into", lambda *_: 1 / 0)
+    monkeypatch.setattr("twofold.model.sources.FolderSource.read_into", lambda *_: 1 / 0)
     assert "qwen3" in run("inspect", folder)
 
 

@@ -21,7 +21,8 @@ from twofold.model.config import ModelConfig
 from twofold.model.hf_config import model_type, read_config, said_ends
 from twofold.model.presets import PRESETS
 from twofold.model.rope import attention_factor
-from twofold.model.weights import NO_HEAD, FolderSource, empty_model, fitted, match, resolve_dtype
+from twofold.model.sources import FolderSource
+from twofold.model.weights import NO_HEAD, empty_model, fitted, match, resolve_dtype
 from twofold.text.chat import folder_template
 from twofold.text.tokenizer import Tokenizer
 

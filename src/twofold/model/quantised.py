@@ -23,6 +23,7 @@ from twofold.base.records import InputError
 from twofold.model import weights
 from twofold.model.config import ModelConfig
 from twofold.model.qwen3 import DenseMLP, Experts, Qwen3
+from twofold.model.sources import TensorSource
 from twofold.ops import quant
 from twofold.ops.dispatch import by_expert
 from twofold.ops.reference import swiglu
@@ -276,7 +277,7 @@ def _in_16_bits(weight: torch.Tensor, exact: bool) -> torch.Tensor:
 @torch.no_grad()
 def load_quantised(
     config: ModelConfig,
-    source: weights.TensorSource,
+    source: TensorSource,
     kind: str = "int8",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",

@@ -22,10 +22,12 @@ from twofold.base.files import readable
 from twofold.base.records import InputError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # what a model can be filled from
+FP8 = "F8_E4M3"  # with scales beside it (``fp8.py``)
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ORDER = ["F32", "BF16", "F16"]  # of tensors in a file: the library's order of types, then by name
 CHUNK_BYTES = 16 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_POINTER_BYTES = 1024  # a file of Git LFS that was not fetched is shorter
 _AGAIN = "copy or download the file again"
 
 
@@ -50,6 +52,8 @@ def read_header(path: Path) -> dict[str, Entry]:
         with open(path, "rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             text = handle.read(length) if 8 + length <= size and length <= _MAX_HEADER_BYTES else None
+    if size < _POINTER_BYTES and path.read_bytes().startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is only a pointer to the weights; fetch them: git lfs pull, or download the file")
     if text is None or size < 8:
         raise InputError(f"{path} is damaged: there is no whole header in its {size} bytes; {_AGAIN}")
     start = 8 + length
@@ -74,7 +78,8 @@ def _check_layout(path: Path, entries: dict[str, Entry], start: int, size: int) 
     for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
         if entry.begin != end or entry.end < entry.begin:
             raise InputError(f"{path} is damaged: tensor {name!r} does not begin where the one before ends; {_AGAIN}")
-        if entry.dtype in DTYPES and math.prod(entry.shape) * DTYPES[entry.dtype].itemsize != entry.end - entry.begin:
+        itemsize = 1 if entry.dtype == FP8 else DTYPES[entry.dtype].itemsize if entry.dtype in DTYPES else None
+        if itemsize is not None and math.prod(entry.shape) * itemsize != entry.end - entry.begin:
             raise InputError(f"{path} is damaged: tensor {name!r} is not as long as its shape says; {_AGAIN}")
         end = entry.end
     if end > size:
@@ -83,13 +88,13 @@ def _check_layout(path: Path, entries: dict[str, Entry], start: int, size: int) 
         raise InputError(f"{path} is damaged: {size - end} bytes too many at its end; {_AGAIN}")
 
 
-def check_dtypes(path: Path, entries: Mapping[str, Entry]) -> None:
-    """Raise InputError, naming the tensor, when a type is none that a model can be filled from."""
+def check_dtypes(path: Path, entries: Mapping[str, Entry], why: str = "") -> None:
+    """Raise InputError, naming the tensor, when a type is none that a model can be filled from. ``why`` it may be."""
     for name, entry in entries.items():
         if entry.dtype not in DTYPES:
             raise InputError(
-                f"{path}: tensor {name!r} is stored as {entry.dtype}; only {', '.join(sorted(DTYPES))} can be loaded, "
-                "give the original checkpoint"
+                f"{path}: tensor {name!r} is stored as {entry.dtype}{why}; only {', '.join(sorted(DTYPES))} can be "
+                "loaded, and F8_E4M3 with weight_scale_inv; give the original checkpoint or a GGUF file of it"
             )
 
 
@@ -98,17 +103,17 @@ def read_into(path: Path, entry: Entry, out: torch.Tensor) -> None:
     stored, into = DTYPES[entry.dtype], out.detach().view(-1)
     with open(path, "rb", buffering=0) as handle:
         if into.dtype == stored and into.device.type == "cpu":
-            _read_exactly(handle.fileno(), into, entry.begin, path)
+            read_exactly(handle.fileno(), into, entry.begin, path)
             return
         step = CHUNK_BYTES // stored.itemsize
         chunk = torch.empty(min(step, into.numel()), dtype=stored, pin_memory=into.device.type == "cuda")
         for first in range(0, into.numel(), step):
             part = chunk[: into.numel() - first]
-            _read_exactly(handle.fileno(), part, entry.begin + first * stored.itemsize, path)
+            read_exactly(handle.fileno(), part, entry.begin + first * stored.itemsize, path)
             into[first : first + len(part)].copy_(part)
 
 
-def _read_exactly(descriptor: int, flat: torch.Tensor, offset: int, path: Path) -> None:
+def read_exactly(descriptor: int, flat: torch.Tensor, offset: int, path: Path) -> None:
     """Read bytes from ``offset`` into the whole of a contiguous CPU tensor."""
     if not flat.numel():
         return

@@ -1,9 +1,9 @@
 """Weights in and out: the small table that fuses projections, and Hugging Face folders streamed both ways.
 
-A model is allocated once and filled tensor by tensor from a ``TensorSource`` (a folder here, GGUF elsewhere), each
+A model is allocated once and filled tensor by tensor from a ``TensorSource`` (a folder or a GGUF file), each
 tensor going straight into its part of a fused parameter. Leftover, missing or misshapen tensors are errors that name
 the tensor, found before any data is read. Saving writes from the parameters themselves. Not here: config.json
-(``hf_config.py``), the file format (``safetensors_io.py``), adapters.
+(``hf_config.py``), the sources (``sources.py``), adapters.
 
 Shape legend: N query heads, K key/value heads, H head dimension, E experts, I expert width, D model width.
 """
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -26,14 +26,14 @@ from twofold.base.files import atomic_path, write_json
 from twofold.base.records import InputError
 from twofold.model import safetensors_io
 from twofold.model.config import ModelConfig
-from twofold.model.hf_config import config_to_hf, read_config, read_object
+from twofold.model.hf_config import config_to_hf, read_config
 from twofold.model.qwen3 import Qwen3
+from twofold.model.sources import CONFIG, INDEX, WEIGHTS, DictSource, FolderSource, TensorSource
 
 logger = logging.getLogger("twofold")
 
 # Fused parameter -> Hugging Face parts, stacked in this order along the output axis (weights and biases alike).
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 READERS = min(4, os.cpu_count() or 1)  # tensors read at the same time
 MAX_SHARD_BYTES = 5 << 30
 NO_HEAD = "no lm_head; it gives embeddings, but no text to rely on"
@@ -41,103 +41,6 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _EXPERTS = re.compile(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)$")
 # Old Llama files carry what rope_theta already says.
 _DERIVED = ".rotary_emb.inv_freq"
-
-
-class TensorSource(Protocol):
-    """Where weights come from. ``origin`` begins error messages, ``remedy`` says what to do where tensors do not fit.
-
-    called: a tensor in the words of the file, given Hugging Face's name.
-    shapes: every tensor under Hugging Face's on-disk name, in the order in which reading is cheapest.
-    read_into: fills ``out``, contiguous and of the tensor's shape, converting to its type and device.
-    """
-
-    origin: str
-    remedy: str
-
-    def called(self, name: str) -> str: ...
-
-    def shapes(self) -> dict[str, tuple[int, ...]]: ...
-
-    def read_into(self, name: str, out: torch.Tensor) -> None: ...  # called from several threads
-
-
-class _HuggingFace:
-    """What sources under Hugging Face's own names have in common."""
-
-    remedy = f"use the {CONFIG} that belongs to these weights"
-
-    def called(self, name: str) -> str:
-        return repr(name)
-
-
-class DictSource(_HuggingFace):
-    """Tensors that are already in memory, under Hugging Face's names."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
-        self.tensors, self.origin = tensors, origin
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-    def read_into(self, name: str, out: torch.Tensor) -> None:
-        out.copy_(self.tensors[name])
-
-
-class FolderSource(_HuggingFace):
-    """The safetensors of a Hugging Face folder: one file, or shards with an index.
-
-    Opening reads headers only. ``entries`` has, for every tensor, its file and its place in it.
-
-    Raises:
-        InputError: a file that is absent or damaged, or an index that does not fit its files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.origin = str(folder)
-        self.entries: dict[str, tuple[Path, safetensors_io.Entry]] = {}
-        listed = _index(folder)
-        for file in sorted(set(listed.values())) or [WEIGHTS]:
-            header = safetensors_io.read_header(folder / file)
-            for name, entry in header.items():
-                if name in self.entries:
-                    raise InputError(f"{folder / file}: tensor {name!r} is also in {self.entries[name][0].name}")
-                self.entries[name] = (folder / file, entry)
-            for name in (name for name, place in listed.items() if place == file and name not in header):
-                raise InputError(f"{folder / INDEX} expects tensor {name!r} in {file}, which lacks it; copy both again")
-        self.headless = "embed_tokens.weight" in self.entries  # as Qwen3-Embedding is: no prefix, no head
-        if self.headless:
-            self.entries = {f"model.{name}": entry for name, entry in self.entries.items()}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: entry.shape for name, (_, entry) in self.entries.items()}
-
-    def check_dtypes(self) -> None:
-        """Raise InputError, naming tensor and file, for weights in a type that no model can be filled from."""
-        for name, (path, entry) in self.entries.items():
-            safetensors_io.check_dtypes(path, {name: entry})
-
-    def read_into(self, name: str, out: torch.Tensor) -> None:
-        safetensors_io.read_into(*self.entries[name], out)
-
-
-def _index(folder: Path) -> dict[str, str]:
-    """Tensor -> file from the index of a sharded checkpoint; empty when there is a single file."""
-    single, index = folder / WEIGHTS, folder / INDEX
-    if not index.is_file():
-        if not single.is_file():
-            raise InputError(f"{folder} has no {WEIGHTS} and no {INDEX}; copy or download the weights")
-        return {}
-    listed = read_object(index, "").get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
-        raise InputError(f"{index} is damaged: its weight_map does not map tensors to files; copy it again")
-    if single.is_file() and WEIGHTS not in listed.values():
-        raise InputError(f"{folder} holds both {WEIGHTS} and {INDEX}; delete the one that is out of date")
-    for name, file in listed.items():
-        if Path(file).name != file or not (folder / file).is_file():
-            raise InputError(
-                f"{index} names {file} for tensor {name!r}, but there is no such file; copy or download it"
-            )
-    return listed
 
 
 def split_sizes(config: ModelConfig, name: str) -> list[int]:
