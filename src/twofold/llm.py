@@ -28,7 +28,7 @@ from twofold.model.config import ModelConfig
 from twofold.model.gguf_read import open_gguf
 from twofold.model.hf_config import read_generation_config, said_ends
 from twofold.model.inspect import tokenizer_warnings
-from twofold.model.peft_io import CONFIG as ADAPTER
+from twofold.model.peft_config import CONFIG as ADAPTER
 from twofold.model.quantised import load_quantised
 from twofold.model.sources import CONFIG, TensorSource
 from twofold.model.weights import build, check_device, open_folder, resolve_dtype

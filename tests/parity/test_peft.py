@@ -28,6 +28,7 @@ BASE: dict[str, Any] = dict(
 )  # fmt: skip
 MOE: dict[str, Any] = BASE | dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12)
 SHAPES = {"dense": BASE, "moe": MOE, "mixed": MOE | dict(mlp_only_layers=(0,))}
+SHAPES["untied"] = BASE | dict(tie_word_embeddings=False)
 TOKENS = torch.arange(23) * 7 % 61
 STACKED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
@@ -98,6 +99,12 @@ THEIRS: list[tuple[str, dict[str, Any]]] = [
     ("moe", dict(target_parameters=STACKED[1:], rank_pattern={"experts.down_proj": 5})),
     ("moe", dict(target_modules="all-linear")),
     ("mixed", dict(target_modules=["k_proj", "gate_proj", "up_proj", "down_proj"])),
+    ("untied", dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])),
+    ("untied", dict(target_modules=["q_proj", "embed_tokens"], modules_to_save=["lm_head"])),
+    (
+        "untied",
+        dict(target_modules=["lm_head", "v_proj", "embed_tokens"], use_rslora=True, alpha_pattern={"lm_head": 2}),
+    ),
 ]  # fmt: skip
 
 
@@ -109,7 +116,7 @@ def test_ours_loads_pefts(folder: Path, options: dict[str, Any]) -> None:
     settings = peft.LoraConfig(**(dict(r=4, lora_alpha=7, task_type="CAUSAL_LM") | options))
     other = peft.get_peft_model(theirs(folder), settings).eval()
     for name, parameter in other.named_parameters():
-        if ".lora_B." in name:
+        if ".lora_B." in name or "lora_embedding_A" in name or "modules_to_save" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     other.save_pretrained(folder.parent / "adapter")
     model = load_weights(folder)

@@ -2,8 +2,8 @@
 
 Stacked experts are read in both of PEFT's forms: factors of each expert under its own name (PEFT on transformers 4,
 vLLM), and one tensor for all experts of a layer (PEFT's target_parameters on transformers 5). Rows of tokens that are
-trained with an adapter are part of it (PEFT's trainable_token_indices). What an adapter needs and this model has
-not (DoRA, biases, whole modules saved beside it) is an error. Imports no peft.
+trained with an adapter are part of it (PEFT's trainable_token_indices), and so are whole tables (``peft_tables.py``).
+What an adapter needs and this model has not (DoRA, biases, other modules saved beside it) is an error. Imports no peft.
 
 Shape legend: r rank, I inputs, O outputs, E experts.
 """
@@ -22,40 +22,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from twofold.base.files import atomic_path, read_json, write_json
+from twofold.base.files import atomic_path, write_json
 from twofold.base.records import InputError
 from twofold.model.lora import LowRank, Place, activate, adaptable, adapter_factors, all_places, install
+from twofold.model.peft_config import ALL_EXPERTS, CONFIG, PREFIX, factor_of, read_adapter_config
+from twofold.model.peft_tables import TABLES, take_tables
 from twofold.model.quantised import QuantExperts, QuantLinear
 from twofold.model.qwen3 import Qwen3, TokenRows
 from twofold.model.vocab import adapter_rows, check_rows, train_new_rows
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _FINGERPRINT = "twofold_base"  # key in the header of the weights
-_PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _ONE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)(\.\w+)")
 _ROWS = re.compile(r"base_model\.model\.(.+)\.token_adapter\.trainable_tokens_delta")  # the rows, whatever it says
-_ALL_EXPERTS = re.compile(r"(.+\.experts)(\.base_layer)?")
-# Keys that say nothing about the function, or are honoured here; any other key must be empty, false or null.
-_UNDERSTOOD = {
-    *(
-        "peft_type",
-        "task_type",
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "lora_dropout",
-        "bias",
-    ),
-    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    "trainable_token_indices",
-    *("init_lora_weights", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
-    *("megatron_core", "qalora_group_size", "runtime_config"),
-}
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # ways to begin that leave the base as it is
-
 Factors = dict[str, LowRank]
 
 
@@ -67,19 +47,21 @@ def save_adapter(model: Qwen3, name: str, folder: Path, base: str | None = None,
             experts as gate_proj and up_proj of each expert, the names that vLLM reads; the function is the same.
 
     Raises:
-        InputError: no such adapter.
+        InputError: no such adapter, or one that changes embedding and head alone.
     """
     factors = adapter_factors(model, name)
+    if not factors:
+        raise InputError(f"adapter {name!r} has no factors in any layer, and cannot be saved; merge it instead")
     if per_expert:
         factors = {path: factor for pair in factors.items() for path, factor in _apart(*pair)}
     stacked = any(path.endswith(".experts.gate_up_proj") for path in factors)
     tensors: dict[str, torch.Tensor] = {}
     for path, factor in factors.items():
         for key, A_rI, B_Or in _to_peft(path, factor, stacked, set(factors)):
-            tensors[f"{_PREFIX}{key}.lora_A.weight"] = A_rI.detach().cpu().contiguous()
-            tensors[f"{_PREFIX}{key}.lora_B.weight"] = B_Or.detach().cpu().contiguous()
+            tensors[f"{PREFIX}{key}.lora_A.weight"] = A_rI.detach().cpu().contiguous()
+            tensors[f"{PREFIX}{key}.lora_B.weight"] = B_Or.detach().cpu().contiguous()
     rows = adapter_rows(model, model.adapters.named[name])
-    tensors |= {f"{_PREFIX}{each.path}.token_adapter.trainable_tokens_delta": each.own for each in rows}
+    tensors |= {f"{PREFIX}{each.path}.token_adapter.trainable_tokens_delta": each.own for each in rows}
     indices = {each.path.rpartition(".")[2]: each.ids for each in sorted(rows, key=lambda each: each.path)}
     fingerprint = base_fingerprint(model)
     data = save(tensors, metadata={"format": "pt"})
@@ -102,13 +84,14 @@ def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, sam
             shape, rows of tokens while others are being trained; when training, dropout, or rows that are not one run
             of tokens in every table. The message names file, tensor and remedy.
     """
-    config = _read_config(Path(folder) / CONFIG)
+    config = read_adapter_config(Path(folder) / CONFIG)
     if train and config.get("lora_dropout"):
         raise InputError(
             f"{folder / CONFIG}: lora_dropout is not supported in training; set it to 0 there, or train=False"
         )
     tensors, fingerprint = _read_weights(Path(folder) / WEIGHTS)
     rows = _token_rows(tensors, config, Path(folder) / WEIGHTS)
+    rows += take_tables(model, tensors, config, Path(folder) / WEIGHTS, train)
     factors = _to_factors(model, tensors, config, Path(folder) / WEIGHTS)
     _check_complete(all_places(model), factors, config, Path(folder) / WEIGHTS)
     check_rows(model, rows, str(Path(folder) / WEIGHTS))
@@ -225,34 +208,6 @@ def _whole(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path.parent} is not an adapter folder: it has no {path.name}")
-    try:
-        config = read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); copy the adapter again") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise InputError(f"{path}: peft_type {kind!r} is not supported; only LORA adapters can be loaded")
-    missing = [key for key in ("r", "lora_alpha") if not isinstance(config.get(key), int | float)]
-    if missing:
-        raise InputError(f"{path}: {missing[0]} is missing; copy the adapter again")
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        raise InputError(
-            f"{path}: init_lora_weights {config['init_lora_weights']!r} changes the base as well; convert the adapter "
-            "to plain LoRA with PEFT first"
-        )
-    if config.get("bias", "none") != "none":
-        raise InputError(f"{path}: bias {config['bias']!r} is not supported; merge the adapter with PEFT instead")
-    strange = [key for key, value in config.items() if value and key not in _UNDERSTOOD]
-    if strange:
-        raise InputError(
-            f"{path}: {strange[0]} = {config[strange[0]]!r} is not supported; merge the adapter with PEFT instead"
-        )
-    return config
-
-
 def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}; save the adapter with PEFT's safetensors format")
@@ -306,11 +261,11 @@ def _to_factors(model: Qwen3, tensors: dict[str, torch.Tensor], config: dict[str
         place = places.get(ours)
         if place is None:
             raise InputError(
-                f"{path}: tensor {_PREFIX + module!r} has no counterpart here; this model can adapt "
+                f"{path}: tensor {PREFIX + module!r} has no counterpart here; this model can adapt "
                 f"{', '.join(sorted({p.part for p in places.values()}))} in {model.config.num_hidden_layers} layers"
             )
         stack = experts if ".experts." in ours and expert is None else 1
-        factor = _factor(module, pair, place, stack, config, path)
+        factor = factor_of(module, pair, place, stack, config, path)
         stacks.setdefault(ours, {})[-1 if expert is None else expert] = factor
     return {ours: _stacked(ours, found, experts, path) for ours, found in stacks.items()}
 
@@ -320,7 +275,7 @@ def _ours(module: str, pairs: dict[str, Any], config: dict[str, Any]) -> tuple[s
     one = _ONE_EXPERT.fullmatch(module)
     if one:
         return one[1] + one[3], int(one[2])
-    everyone = _ALL_EXPERTS.fullmatch(module)
+    everyone = ALL_EXPERTS.fullmatch(module)
     if not everyone:
         return module, None
     if everyone[2]:
@@ -328,28 +283,6 @@ def _ours(module: str, pairs: dict[str, Any], config: dict[str, Any]) -> tuple[s
     names = config.get("target_parameters") or []
     only_gate_up = f"{module}.base_layer" not in pairs and not any(n.rpartition(".")[2] == "down_proj" for n in names)
     return f"{module}.{'gate_up_proj' if only_gate_up else 'down_proj'}", None
-
-
-def _factor(
-    module: str, pair: dict[str, torch.Tensor], place: Place, stack: int, config: dict[str, Any], path: Path
-) -> LowRank:
-    name = f"{module}.{place.part}" if _ALL_EXPERTS.fullmatch(module) else module
-    r = int(_by_pattern(config.get("rank_pattern"), name, config["r"]))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
-    wanted = {"A": (r * stack, place.inputs), "B": (place.outputs, r * stack)}
-    for side, shape in wanted.items():
-        if side not in pair:
-            raise InputError(f"{path}: tensor {f'{_PREFIX}{module}.lora_{side}.weight'!r} is missing; copy it again")
-        if pair[side].shape != shape:
-            raise InputError(
-                f"{path}: tensor {f'{_PREFIX}{module}.lora_{side}.weight'!r} has shape {tuple(pair[side].shape)}, rank "
-                f"{r} on this model needs {shape}; the adapter is for another base: "
-                f"{config.get('base_model_name_or_path') or 'its config names none'}"
-            )
-    A_rI, B_Or = pair["A"], pair["B"]
-    if stack > 1:
-        A_rI, B_Or = A_rI.unflatten(0, (stack, r)), B_Or.unflatten(1, (r, stack)).permute(2, 0, 1)
-    return LowRank(A_rI.contiguous(), B_Or.contiguous(), alpha, bool(config.get("use_rslora")))
 
 
 def _stacked(ours: str, found: dict[int, LowRank], experts: int, path: Path) -> LowRank:
@@ -367,11 +300,6 @@ def _stacked(ours: str, found: dict[int, LowRank], experts: int, path: Path) -> 
     return LowRank(A, B, ordered[0].alpha, ordered[0].rslora)
 
 
-def _by_pattern(patterns: dict[str, Any] | None, name: str, default: float) -> float:
-    """PEFT's rule: the first pattern that matches the end of the name, from a dot or its beginning on."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
-
-
 def _check_complete(places: dict[str, Place], factors: Factors, config: dict[str, Any], path: Path) -> None:
     """Every module that the configuration lists must have its tensors, as far as it lists them by name."""
     if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
@@ -379,6 +307,7 @@ def _check_complete(places: dict[str, Place], factors: Factors, config: dict[str
     modules = config.get("target_modules") or []
     wanted: list[tuple[str, bool | None]]  # name, and whether it means experts where that is known
     wanted = [] if isinstance(modules, str) else [(str(name), None) for name in modules]
+    wanted = [(name, experts) for name, experts in wanted if name.rpartition(".")[2] not in TABLES]
     wanted += [
         (name.removesuffix(".weight"), not name.endswith(".weight")) for name in config.get("target_parameters") or []
     ]
