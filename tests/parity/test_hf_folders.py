@@ -22,6 +22,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
     "qwen2": {"qk_norm": False, "qkv_bias": True},
     "llama": {"qk_norm": False},
+    "llama_biased": {"qk_norm": False, "qkv_bias": True, "o_bias": True},
+    "llama_mlp_biased": {"qk_norm": False, "mlp_bias": True},
 }
 
 
@@ -37,7 +39,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         "num_hidden_layers": draw(st.integers(1, 3)),
         "num_attention_heads": kv * groups,
         "num_key_value_heads": kv,
-        "head_dim": 4 if family == "llama" else draw(st.sampled_from([4, 8])),
+        "head_dim": 4 if family.startswith("llama") else draw(st.sampled_from([4, 8])),
         "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-5])),
         "rope_theta": draw(st.sampled_from([1e4, 1e6])),
         "max_position_embeddings": 64,
@@ -47,7 +49,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     scaling = draw(st.sampled_from([None, None, "yarn", "llama3"]))
     if scaling:
         values["context"] = {"native": 16, "target": 16 * draw(st.sampled_from([2, 4])), "method": scaling}
-    if family != "llama" and draw(st.booleans()):
+    if not family.startswith("llama") and draw(st.booleans()):
         values["sliding_window"] = draw(st.integers(2, 9))
         values["max_window_layers"] = 0 if family == "qwen3_moe" else draw(st.integers(0, values["num_hidden_layers"]))
     if family == "qwen3_moe":
@@ -94,6 +96,9 @@ def test_transformers_gives_the_same_logits(family: str, shard: int, tmp_path: P
     )  # fmt: skip
     ours = Qwen3(ModelConfig(**(values | FAMILIES[family])))
     ours.init_weights(seed=4)
+    for name, parameter in ours.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
     save_weights(ours, tmp_path, shard)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float32, attn_implementation="eager"

@@ -102,6 +102,7 @@ class ModelConfig(Config):
     """A decoder of the Qwen family; ``num_experts`` 0 means dense. Keys as in ``config.json`` where it has them.
 
     qk_norm and qkv_bias tell the families apart: Qwen3 (norm, no bias), Qwen2 and 2.5 (bias, no norm), Llama (neither).
+    o_bias, mlp_bias: biases of the output projection and of the dense feed-forward, which some Llamas have.
     sliding_window: tokens a query of layers >= max_window_layers can see, itself included (None: all before it).
     """
 
@@ -119,6 +120,8 @@ class ModelConfig(Config):
     initializer_range: float
     qk_norm: bool = True
     qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
     context: Context | None = None
     sliding_window: int | None = None
     max_window_layers: int = 0
@@ -158,6 +161,8 @@ class ModelConfig(Config):
             raise ValueError(f"sliding_window must be >= 1 or null, got {self.sliding_window}")
         if self.sliding_window is not None and self.context is not None and self.context.method == "dca":
             raise ValueError("sliding_window and context.method 'dca' exclude each other: leave one of them out")
+        if self.mlp_bias and self.num_experts:
+            raise ValueError("mlp_bias is for dense models; experts have no biases")
         if self.decoder_sparse_step < 1:
             raise ValueError(f"decoder_sparse_step must be >= 1, got {self.decoder_sparse_step}")
         if self.num_parameters() > _MOST_PARAMETERS:
@@ -187,11 +192,13 @@ class ModelConfig(Config):
         nq, nkv = self.num_attention_heads, self.num_key_value_heads
         attention = 2 * h * nq * d + 2 * h * nkv * d + 2 * h
         attention += (2 * d if self.qk_norm else 0) + ((nq + 2 * nkv) * d if self.qkv_bias else 0)
+        attention += h if self.o_bias else 0
+        dense = 3 * h * self.intermediate_size + (2 * self.intermediate_size + h if self.mlp_bias else 0)
         experts = self.num_experts_per_tok if active else self.num_experts
         total = h + self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
         for layer in range(self.num_hidden_layers):
             sparse = h * self.num_experts + experts * 3 * h * self.moe_intermediate_size
-            total += attention + (sparse if self.is_moe_layer(layer) else 3 * h * self.intermediate_size)
+            total += attention + (sparse if self.is_moe_layer(layer) else dense)
         return total
 
     def kv_bytes_per_token(self, itemsize: int = 2) -> int:

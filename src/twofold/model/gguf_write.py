@@ -130,7 +130,7 @@ def _refuse(config: ModelConfig, path: Path) -> None:
         raise InputError(f"{path}: llama.cpp has no sliding_window for this family; set it to null first")
     if context is not None and context.method == "dca":
         raise InputError(f"{path}: GGUF cannot express Dual Chunk Attention; set context to null or to yarn first")
-    if context is not None and context.method == "llama3" and (config.qk_norm or config.qkv_bias):
+    if context is not None and context.method == "llama3" and model_type(config) != "llama":
         raise InputError(f"{path}: llama.cpp reads Llama 3's RoPE scaling for Llama only; set context to null first")
     if config.num_experts and not all(config.is_moe_layer(i) for i in range(config.num_hidden_layers)):
         raise InputError(f"{path}: llama.cpp's qwen3moe has experts in every layer; this model has dense layers too")

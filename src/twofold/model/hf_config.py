@@ -1,9 +1,10 @@
 """config.json in and out, for the four families that are settings of the one model definition.
 
-qwen3 and qwen3_moe (QK-norm), qwen2 (QKV bias) and llama (neither), in the spelling of transformers 4 (rope_theta,
-rope_scaling) and 5 (rope_parameters, layer_types). The spelling of 4 is written: everything reads it. A key that is
-missing is an error, never a class default; a feature that the model does not have is an error by name. What Hugging
-Face has no word for goes under ``twofold``. Not here: tensors (``weights.py``), tokenizers.
+qwen3 and qwen3_moe (QK-norm), qwen2 (QKV bias) and llama (no norm; biases or none), in the spelling of transformers 4
+(rope_theta, rope_scaling) and 5 (rope_parameters, layer_types). The spelling of 4 is written: everything reads it. A
+key that is missing is an error, never a class default; a feature that the model does not have is an error by name. What
+Hugging Face has no word for goes under ``twofold``. Not here: RoPE and context (``hf_context.py``), tensors
+(``weights.py``), tokenizers.
 """
 
 from __future__ import annotations
@@ -37,20 +38,23 @@ _OFF: dict[str, Any] = {
     "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "partial_rotary_factor": 1.0,
     "rope_interleaved": False, "shared_expert_intermediate_size": 0, "n_shared_experts": 0,
 }  # fmt: skip
+# Qwen2 is biased by definition, whatever the file says; of Llama the keys are read.
+_BIASES = (("qwen2", "attention_bias"), ("llama", "attention_bias"), ("llama", "mlp_bias"))
 _QWEN3_OFF: dict[str, Any] = {"qkv_bias": False, "use_qk_norm": True}
 
 
 def model_type(config: ModelConfig) -> str:
     """Hugging Face's name of the family; InputError for a combination that has none."""
-    moe, norm, bias = config.num_experts > 0, config.qk_norm, config.qkv_bias
-    if norm and not bias:
+    moe, norm, bias, out = config.num_experts > 0, config.qk_norm, config.qkv_bias, config.o_bias
+    if norm and not (bias or out or config.mlp_bias):
         return "qwen3_moe" if moe else "qwen3"
-    if moe or norm:
-        raise InputError(
-            f"qk_norm={norm}, qkv_bias={bias}, num_experts={config.num_experts}: Hugging Face has no such family; "
-            "use qk_norm without qkv_bias (qwen3, qwen3_moe), or dense with qkv_bias (qwen2) or neither (llama)"
-        )
-    return "qwen2" if bias else "llama"
+    if not (moe or norm) and (bias == out or not (out or config.mlp_bias)):
+        return "llama" if bias == out else "qwen2"
+    raise InputError(
+        f"qk_norm={norm}, qkv_bias={bias}, o_bias={out}, mlp_bias={config.mlp_bias}, num_experts={config.num_experts}: "
+        "Hugging Face has no such family; use qk_norm without biases (qwen3, qwen3_moe), or dense with qkv_bias alone "
+        "(qwen2) or with o_bias too or neither (llama)"
+    )
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -94,7 +98,10 @@ def config_from_hf(values: Mapping[str, Any], origin: str) -> ModelConfig:
     else:
         known["head_dim"] = required(values, "head_dim", origin)
     known |= {"qk_norm": family.startswith("qwen3"), "qkv_bias": family == "qwen2"}
-    if family != "llama":
+    if family == "llama":
+        bias = values.get("attention_bias") or False
+        known |= {"qkv_bias": bias, "o_bias": bias, "mlp_bias": values.get("mlp_bias") or False}
+    else:
         known |= _window(values, family, origin)
     if family == "qwen3_moe":
         experts = values.get("num_experts", values.get("num_local_experts"))  # transformers 5 writes the latter
@@ -123,8 +130,8 @@ def _refuse_features(values: Mapping[str, Any], family: str, origin: str) -> Non
     if (act := required(values, "hidden_act", origin)) != "silu":
         raise InputError(f"{origin}: hidden_act = {act!r} is not supported; the feed-forward is SwiGLU ('silu')")
     for key, value in (_OFF | (_QWEN3_OFF if family.startswith("qwen3") else {})).items():
-        if family == "qwen2" and key == "attention_bias":
-            continue  # biased by definition, whatever the file says
+        if (family, key) in _BIASES:
+            continue
         given = values.get(key)
         if given is not None and given != value:
             raise InputError(f"{origin}: {key} = {given!r} is not supported; this model knows {key} = {value!r} only")
@@ -162,13 +169,13 @@ def config_to_hf(config: ModelConfig, dtype: torch.dtype = torch.float32) -> dic
     values |= {"head_dim": config.head_dim, "hidden_act": "silu", "attention_dropout": 0.0, "use_cache": True}
     values |= {"rope_theta": config.rope_theta, "torch_dtype": str(dtype).removeprefix("torch.")}
     if family != "qwen2":
-        values["attention_bias"] = False
+        values["attention_bias"] = config.o_bias
     values |= context_to_hf(config)
     if family == "llama":
         if config.sliding_window is not None:
             raise InputError("Hugging Face's llama has no sliding_window; set it to null or use a Qwen family")
         # The class defaults are the ids of the first Llama's vocabulary.
-        return values | {"mlp_bias": False, "bos_token_id": None, "eos_token_id": None}
+        return values | {"mlp_bias": config.mlp_bias, "bos_token_id": None, "eos_token_id": None}
     window = config.sliding_window
     first = config.max_window_layers if window is not None else config.num_hidden_layers
     values |= {"use_sliding_window": window is not None, "sliding_window": window, "max_window_layers": first}

@@ -140,6 +140,8 @@ def _checked(model: Qwen3, config: ParallelConfig, size: int) -> int:
     if any(".adapters." in name for name, _ in model.named_parameters()):
         raise InputError("adapters are trained on one process; merge them or start without torchrun")
     shape = model.config
+    if config.tensor > 1 and (shape.o_bias or shape.mlp_bias):
+        raise InputError("tensor above 1 has no place for biases of o_proj and down_proj; use tensor=1 and shard more")
     moe = any(shape.is_moe_layer(layer) for layer in range(shape.num_hidden_layers))
     dense = any(not shape.is_moe_layer(layer) for layer in range(shape.num_hidden_layers))
     heads = {"num_attention_heads": shape.num_attention_heads, "num_key_value_heads": shape.num_key_value_heads}

@@ -50,7 +50,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with RoPE, per-head QK-norm before it or a bias on q, k, v as the family has them."""
+    """Grouped-query attention with RoPE, per-head QK-norm before it or biases as the family has them."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.inner_dtype: torch.dtype | None = None
         self.n, self.k, self.h = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, (self.n + 2 * self.k) * self.h, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(self.n * self.h, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(self.n * self.h, config.hidden_size, bias=config.o_bias)
         self.q_norm = RMSNorm(self.h, self.eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.h, self.eps) if config.qk_norm else None
 
@@ -79,10 +79,10 @@ class Attention(nn.Module):
 class DenseMLP(nn.Module):
     """SwiGLU feed-forward; the first half of ``gate_up_proj`` is the gate."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, bias: bool = False) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.gate_up_proj = nn.Linear(width, 2 * inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x_TD: torch.Tensor, routing: Routing | None) -> torch.Tensor:
         return self.down_proj(swiglu(self.gate_up_proj(x_TD)))
@@ -131,8 +131,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        sparse = config.is_moe_layer(layer)
-        self.mlp = SparseMLP(config) if sparse else DenseMLP(config.hidden_size, config.intermediate_size)
+        dense = not config.is_moe_layer(layer)
+        shape = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.mlp = DenseMLP(*shape) if dense else SparseMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -18,6 +18,7 @@ SHAPES: list[dict[str, Any]] = [
     {"moe": True},
     {"moe": True, "decoder_sparse_step": 2, "num_hidden_layers": 4, "tie_word_embeddings": False},
     {"moe": True, "mlp_only_layers": (0,), "num_experts_per_tok": 4},
+    {"qk_norm": False, "qkv_bias": True, "o_bias": True, "mlp_bias": True},
 ]
 
 
@@ -55,6 +56,7 @@ def test_flops_count_matrices_attention_and_the_backward_pass(make_config: Calla
         ({"moe": True, "num_experts_per_tok": 5}, "num_experts_per_tok must be in 1..4"),
         ({"moe": True, "moe_intermediate_size": 0}, "moe_intermediate_size"),
         ({"moe": True, "decoder_sparse_step": 0}, "decoder_sparse_step"),
+        ({"moe": True, "mlp_bias": True}, "mlp_bias is for dense models"),
         ({"hiden_size": 8}, "hiden_size"),
         ({"vocab_size": "many"}, "vocab_size"),
     ],

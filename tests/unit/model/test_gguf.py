@@ -42,6 +42,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": dict(qk_norm=False),
 }
 
+BIASED: dict[str, Any] = dict(qk_norm=False, qkv_bias=True, o_bias=True, mlp_bias=True)  # some Llamas
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
@@ -96,6 +98,15 @@ def test_f32_round_trip_is_exact(family: str, tokenizer: Tokenizer, tmp_path: Pa
     assert metadata["general.architecture"] == family and metadata["general.name"] == "tiny"
     assert metadata["tokenizer.chat_template"] == "{{ messages }}"
     assert tokenizer_from_gguf(metadata, "x").encode("the cat 12") == tokenizer.encode("the cat 12")
+
+
+def test_biases_of_a_llama_come_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Those of query and key are permuted as their rows are."""
+    model = make(tokenizer, **BIASED)
+    gguf_write.save_gguf(model, tokenizer, tmp_path / "model.gguf", "f32", "", "tiny")
+    loaded = gguf_read.load_gguf(tmp_path / "model.gguf")
+    assert loaded.config == model.config and "blk.1.ffn_gate.bias" in read_gguf(tmp_path / "model.gguf").tensors
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
 # Largest error as a share of the largest weight: half a step of 11, 8, 8 (of 127) and 4 bits (of 8, one-sided).
@@ -421,6 +432,7 @@ class LlamaCpp:
 YARN = dict(context=Context(native=16, target=64, static=True, attention_factor=1.3))
 LLAMA3 = dict(context=Context(method="llama3", native=8192, target=65536), rope_theta=5e5)
 RUN = [(family, family, {}) for family in FAMILIES] + [("yarn", "qwen3", YARN), ("llama3", "llama", LLAMA3)]
+RUN.append(("biased", "llama", BIASED))
 
 
 @pytest.mark.parametrize(("name", "family", "changes"), RUN, ids=[name for name, _, _ in RUN])

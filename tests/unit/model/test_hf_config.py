@@ -30,6 +30,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"moe": True},
     "qwen2": {"qk_norm": False, "qkv_bias": True},
     "llama": {"qk_norm": False},
+    "llama_biased": {"qk_norm": False, "qkv_bias": True, "o_bias": True, "mlp_bias": True},
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
@@ -53,7 +54,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         changes["context"] |= {"chunk_size": native, "local_window": draw(st.integers(1, native - 1))}
     if method == "yarn":
         changes["context"] |= {"attention_factor": draw(st.sampled_from([None, 1.25])), "beta_fast": 16.0}
-    if family != "llama" and method != "dca" and draw(st.booleans()):
+    if not family.startswith("llama") and method != "dca" and draw(st.booleans()):
         changes["sliding_window"] = draw(st.integers(1, 99))
         changes["max_window_layers"] = 0 if family == "qwen3_moe" else draw(st.integers(0, 2))
     if family == "qwen3_moe":
@@ -75,7 +76,7 @@ def test_what_is_written_reads_back_the_same(make_config: MakeConfig, changes: d
 def test_families(family: str, make_config: MakeConfig) -> None:
     config = make_config(**FAMILIES[family])
     values = values_of(config)
-    assert values["model_type"] == model_type(config) == family
+    assert values["model_type"] == model_type(config) == family.removesuffix("_biased")
     assert not {"qk_norm", "context", "twofold"} & values.keys(), "no private field where Hugging Face has a word"
     assert config_to_hf(config, torch.bfloat16)["torch_dtype"] == "bfloat16"
 
@@ -95,6 +96,9 @@ def test_only_twofold_holds_what_hugging_face_has_no_word_for(make_config: MakeC
     [
         ({"qkv_bias": True}, "qk_norm=True, qkv_bias=True"),
         ({"moe": True, "qk_norm": False}, "no such family"),
+        ({"o_bias": True}, "o_bias=True, .* no such family"),
+        ({"qk_norm": False, "o_bias": True}, "no such family"),
+        ({"qk_norm": False, "qkv_bias": True, "mlp_bias": True}, "no such family"),
         ({"qk_norm": False, "sliding_window": 4}, "llama has no sliding_window"),
         ({"moe": True, "sliding_window": 4, "max_window_layers": 1}, "qwen3_moe gives every layer the window"),
     ],

@@ -71,6 +71,7 @@ def test_one_process_is_left_alone() -> None:
         ({}, {"replicate": 0}, 4, "0 x 1 x 1 does not divide"),
         ({}, {"tensor": 4}, 4, "tensor=4 does not divide num_key_value_heads=2"),
         ({"num_key_value_heads": 4, "intermediate_size": 22}, {"tensor": 4}, 4, "divide intermediate_size=22"),
+        ({"mlp_bias": True}, {"tensor": 2}, 2, "no place for biases of o_proj and down_proj; use tensor=1"),
         (MOE | {"num_key_value_heads": 4}, {"tensor": 4}, 4, "tensor=4 does not divide num_experts=6"),
         ({}, {"experts": True}, 2, "experts=true needs a mixture of experts and tensor=1"),
         (MOE, {"experts": True, "tensor": 2}, 2, "needs a mixture of experts and tensor=1"),

@@ -48,7 +48,8 @@ def test_the_model_is_that_of_the_dequantised_weights(bits: int, moe: bool, make
 
 
 def test_biases_stay_and_count(make_model: Make) -> None:
-    model, twin = (make_model(qkv_bias=True, qk_norm=False, **WIDE) for _ in range(2))
+    biases = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
+    model, twin = (make_model(qk_norm=False, **biases, **WIDE) for _ in range(2))
     quantise_base(model, 8)
     bias = model.model.layers[0].self_attn.qkv_proj.bias
     assert torch.equal(bias, twin.model.layers[0].self_attn.qkv_proj.bias)
