@@ -112,6 +112,8 @@ def is_gguf(path: Path) -> bool:
 def name_of(path: Path) -> str:
     """What a checkpoint calls itself, by its file or folder; a folder's name may have dots in it."""
     whole = path.resolve()
+    if is_gguf(path) and not is_gguf(whole):  # a link to a file that is named by its hash, as in the hub's cache
+        whole = path
     return whole.stem if is_gguf(whole) else whole.name
 
 
