@@ -57,6 +57,7 @@ TORCH_FREE = (
     "base.config",
     "base.records",
     "base.files",
+    "base.hub",
     "base.progress",
     "eval.stats",
     "report",
@@ -65,6 +66,8 @@ TORCH_FREE = (
     "cli",
 )
 HEAVY = (
+    "huggingface_hub",
+    "modelscope",
     "reasoning_gym",
     "matplotlib",
     "transformers",
@@ -85,6 +88,8 @@ HEAVY = (
 )
 # Where a heavy package may be named at all.
 HEAVY_HOMES = {
+    "huggingface_hub": "base/hub.py",
+    "modelscope": "base/hub.py",
     "reasoning_gym": "tasks/gym.py",
     "matplotlib": "report/plots.py",
     "gguf": "model/gguf_read.py",

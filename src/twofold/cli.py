@@ -159,7 +159,9 @@ def plan_run(
 
 @app.command()
 def chat(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model or run folder, a .gguf file, or a name: Qwen/Qwen3-0.6B.")
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Sampling: temperature, top_p, max_tokens, seed, stop, ..."),
@@ -180,7 +182,9 @@ def chat(
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model or run folder, a .gguf file, or a name: Qwen/Qwen3-0.6B.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; only this machine unless given.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Ask for a key; repeatable.")] = None,
@@ -200,7 +204,9 @@ def serve(
 
 @app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model or run folder, a .gguf file, or a name: Qwen/Qwen3-0.6B.")
+    ],
     context: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tokens of a sequence; all it is made for unless given.")
     ] = None,
@@ -214,7 +220,9 @@ def inspect(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model or run folder, a .gguf file, or a name: Qwen/Qwen3-0.6B.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, or a file that ends in .gguf.")],
     kind: Annotated[str, typer.Option("--type", help="f32, f16, bf16; for GGUF also q8_0, q4_0.")] = "bf16",
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A PEFT adapter to merge first.")] = None,
@@ -227,7 +235,9 @@ def export(
 
 @app.command()
 def quality(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or a run folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model or run folder, a .gguf file, or a name: Qwen/Qwen3-0.6B.")
+    ],
     quantize: Annotated[str, typer.Option(metavar="int8", help="How the weights are packed.")] = "int8",
     text: Annotated[Path | None, typer.Option(metavar="FILE", help="Text to compare on; Python's own if none.")] = None,
     length: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of a window.")] = 512,

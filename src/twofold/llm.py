@@ -1,4 +1,4 @@
-"""LLM: a checkpoint ready to be used, from a Hugging Face folder or a GGUF file: model, tokenizer, renderer, engine.
+"""LLM: a checkpoint ready to be used, from a folder, a GGUF file or the hub: model, tokenizer, renderer, engine.
 
 It only joins them: what a message looks like is the renderer's business, what is sampled the engine's, what a reply
 means the parser's. Stop strings are watched for here, because the engine sees no text. Not here: a server, tools that
@@ -18,22 +18,22 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from twofold.base.gguf_file import is_gguf, read_metadata
+from twofold.base.gguf_file import is_gguf
+from twofold.base.hub import local
 from twofold.base.records import Completion, FinishReason, InputError, Message, Request, SamplingParams, ToolCall
 from twofold.engine.embed import embed, relevance
 from twofold.engine.engine import Engine, EngineOptions, Event, ThinkTokens
 from twofold.engine.generation import config_warnings, sampling_defaults
 from twofold.engine.grammar import Grammars
+from twofold.model.companions import read_companions
 from twofold.model.config import ModelConfig
 from twofold.model.gguf_read import open_gguf
-from twofold.model.hf_config import read_generation_config, said_ends
 from twofold.model.inspect import tokenizer_warnings
 from twofold.model.peft_config import CONFIG as ADAPTER
 from twofold.model.quantised import load_quantised
 from twofold.model.sources import CONFIG, TensorSource
 from twofold.model.weights import build, check_device, open_folder, resolve_dtype
 from twofold.text.chat import Renderer
-from twofold.text.gguf_tokenizer import gguf_ends, gguf_template, tokenizer_from_gguf
 from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse
 from twofold.text.policy import ChatPolicy
 from twofold.text.retrieval import DEFAULT_TASK, embedding_ids, query_text, rerank_ids, yes_no_ids
@@ -84,7 +84,8 @@ class LLM:
     """A model to chat with, to continue text with, and to score text with.
 
     Args:
-        model: a Hugging Face folder or a .gguf file.
+        model: a Hugging Face folder, a .gguf file, or a name of the hub, "Qwen/Qwen3-0.6B" or "Qwen/Qwen3-0.6B@main",
+            that is fetched where no such path exists (``base.hub``). Without tokenizer files it takes token ids alone.
         dtype: "auto" (bf16 on GPUs that have it, fp32 elsewhere; the reason is logged), a torch dtype or its name.
         device: where the weights go.
         policy: the chat format, where the checkpoint's own template is missing or unknown.
@@ -95,7 +96,7 @@ class LLM:
         quantize: "int8" or "float16" packs the weights for a CPU's kernels as they are read: faster, and no training.
 
     Raises:
-        InputError: no such checkpoint, or one that is damaged, incomplete or of an unknown kind.
+        InputError: no such checkpoint, or one that is damaged, incomplete, of an unknown kind or not to be fetched.
     """
 
     def __init__(
@@ -109,17 +110,17 @@ class LLM:
         options: EngineOptions | None = None,
         quantize: str | None = None,
     ) -> None:
-        self.path = Path(model)
+        self.path = local(model)
         _check_path(self.path)
         kind, reason = resolve_dtype(dtype, check_device(device))
         logger.info("%s: computing in %s (%s)", self.path, kind, reason)
         one_file = is_gguf(self.path)
-        load = _read_gguf if one_file else _read_folder
-        self.tokenizer, self._renderer, self._generation, ends_said = load(self.path, policy)
+        beside = read_companions(self.path, policy)
+        self._tokenizer, self._renderer, self._generation = beside.tokenizer, beside.renderer, beside.generation
         config: ModelConfig
         source: TensorSource
         config, source = open_gguf(self.path) if one_file else open_folder(self.path)
-        ends = self.tokenizer.ends(ends_said, config.vocab_size)
+        ends = beside.ends(config.vocab_size)
         if quantize is None:
             self.model = build(config, source, kind, device)
         else:
@@ -128,18 +129,34 @@ class LLM:
             self.model.set_attention_dtype(torch.float64)
         if self.model.config.context is not None:
             logger.info("%s: %s", self.path, self.model.config.context.describe())
-        for warning in (*tokenizer_warnings(self.tokenizer, self.model.config), *config_warnings(self._generation)):
+        for warning in (*tokenizer_warnings(self._tokenizer, self.model.config), *config_warnings(self._generation)):
             logger.warning("%s: %s", self.path, warning)
         self.engine = Engine(
             self.model,
             ends,
             _think_tokens(self._renderer),
             max_rows,
-            self.tokenizer.vocab_size,
+            self.tokenizer.vocab_size if self.has_tokenizer else None,
             min_rows=16 if exact else 1,
-            grammars=Grammars(self.tokenizer, ends),
+            grammars=Grammars(self.tokenizer, ends) if self.has_tokenizer else None,
             options=options,
         )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            InputError: there is none, and token ids are all that can be used.
+        """
+        if isinstance(self._tokenizer, InputError):
+            raise InputError(str(self._tokenizer))
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """False where the checkpoint has no tokenizer files."""
+        return isinstance(self._tokenizer, Tokenizer)
 
     @property
     def renderer(self) -> Renderer:
@@ -298,7 +315,7 @@ class LLM:
             room = native if native >= min(MAX_TOKENS, params.max_tokens) else room
         if params.max_tokens > room:
             params = replace(params, max_tokens=room, min_tokens=min(params.min_tokens, room))
-        state = StreamParser(self.tokenizer, ids).state
+        state = StreamParser(self.tokenizer, ids).state if self.has_tokenizer else None
         return Request(tuple(ids), params, in_think=state == "think", after_think=state == "answer")
 
     def params(self, sampling: Mapping[str, Any], *, thinking: bool | None = None) -> SamplingParams:
@@ -378,7 +395,7 @@ class LLM:
 def _check_path(path: Path) -> None:
     """Refuse what is not there, and an adapter by its name."""
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a model folder or a .gguf file, downloaded before")
+        raise InputError(f"{path} does not exist; give a model folder, a .gguf file or a name: Qwen/Qwen3-0.6B")
     if (path / ADAPTER).is_file() and not (path / CONFIG).is_file():
         advice = "load the model it was made for, then peft_io.load_adapter(llm.model, folder)"
         raise InputError(f"{path} is an adapter, not a model; {advice}")
@@ -445,32 +462,6 @@ def _cut(completion: Completion, index: int, sample: int, length: int | None) ->
         return own
     names = ("token_ids", "logprobs", "forced", "entropies", "top_logprobs")
     return replace(own, finish_reason="stop", **{name: getattr(own, name)[:length] for name in names})
-
-
-# Tokenizer, renderer, generation_config.json, and what the files say about end tokens, as (where, value).
-_Read = tuple[Tokenizer, Renderer | InputError, dict[str, Any], list[tuple[str, Any]]]
-
-
-def _read_folder(folder: Path, policy: ChatPolicy | None) -> _Read:
-    tokenizer = Tokenizer.from_folder(folder)
-    renderer = _or_error(lambda: Renderer.from_pretrained(folder, policy))
-    return tokenizer, renderer, read_generation_config(folder), said_ends(folder)
-
-
-def _read_gguf(path: Path, policy: ChatPolicy | None) -> _Read:
-    metadata = read_metadata(path)
-    tokenizer = tokenizer_from_gguf(metadata, str(path))
-    template = gguf_template(metadata, str(path))
-    renderer = _or_error(lambda: Renderer.from_parts(tokenizer, template, policy))
-    return tokenizer, renderer, {}, [(str(path), list(gguf_ends(metadata, tokenizer, str(path))))]
-
-
-def _or_error(make: Callable[[], Renderer]) -> Renderer | InputError:
-    """A base model can be continued and scored without a chat format; the error is raised when one is needed."""
-    try:
-        return make()
-    except InputError as error:
-        return error
 
 
 def _think_tokens(renderer: Renderer | InputError) -> ThinkTokens | None:

@@ -1,7 +1,7 @@
 """What ``twofold inspect``, ``export``, ``quality`` and ``data view`` do once the command line has been read.
 
-MODEL is a Hugging Face folder, a .gguf file, or a run folder whose last model is meant. Not here: options and exit
-codes (``cli.py``), the formats themselves.
+MODEL is a Hugging Face folder, a .gguf file, a run folder whose last model is meant, or a name of the hub. Not here:
+options and exit codes (``cli.py``), the formats themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from twofold.base.files import write_text
-from twofold.base.gguf_file import is_gguf, name_of
+from twofold.base.gguf_file import is_gguf
+from twofold.base.hub import checkpoint_name, local
 from twofold.base.records import InputError
 from twofold.data.corpus import pydoc_topic_documents, python_stdlib_documents
 from twofold.eval.quality import Quality, compare, windows_of
@@ -98,7 +99,7 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
         hint = "; q8_0 and q4_0 need an OUT that ends in .gguf" if kind in KINDS else ""
         raise InputError(f"unknown type {kind!r}; use one of {', '.join(known)}{hint}")
     _check_place(out, as_gguf)
-    path = find_model(model)
+    path, adapter = find_model(model), adapter and local(adapter)
     checkpoint = _read(path)
     if checkpoint.problem is not None:
         raise InputError(checkpoint.problem)
@@ -113,7 +114,7 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
     notes = [f"{path} has {NO_HEAD}; in {out} the embedding is the head"] if checkpoint.headless else []
     try:
         if as_gguf:
-            kept = save_gguf(llm.model, tokenizer, out, kind, template, name_of(path), llm.engine.eos_ids)
+            kept = save_gguf(llm.model, tokenizer, out, kind, template, checkpoint_name(path), llm.engine.eos_ids)
             if kept:
                 notes.append(f"{len(kept)} tensors are F16: their rows are no multiple of 32, which {kind} needs")
         else:
@@ -173,7 +174,7 @@ def _text(path: Path | None) -> str:
 
 
 def _quality_table(found: Quality, path: Path, kind: str) -> Table:
-    title = f"{path.name}: {kind} against fp32, {found.tokens:,} tokens in {found.windows} windows"
+    title = f"{checkpoint_name(path)}: {kind} against fp32, {found.tokens:,} tokens in {found.windows} windows"
     table = Table(title=escape(title), title_justify="left", show_header=False)
 
     def add(name: str, interval: Interval, digits: int, unit: str = "", scale: float = 1.0) -> None:
@@ -280,5 +281,6 @@ def view(file: Path, model: Path, html: Path | None, limit: int, console: Consol
 
 def _renderer(model: Path) -> Renderer:
     """The renderer of a model, without its weights; a folder of a tokenizer and a chat template is enough."""
-    path = model if (model / "tokenizer.json").is_file() else find_model(model)
+    found = local(model, weights=False)
+    path = found if (found / "tokenizer.json").is_file() else find_model(found)
     return Renderer.from_pretrained(path)

@@ -49,6 +49,8 @@ def serve(
     folder = find_model(model)
     console = Console(highlight=False)
     llm = LLM(folder, options=EngineOptions(entropies=False), **(loading or {}))
+    if not llm.has_tokenizer:
+        raise InputError(f"{folder} has no tokenizer files, and a server speaks text; copy them into the folder")
     service = Service(llm, config)
     for line in banner(service, folder, host, port):
         console.print(Text(line), soft_wrap=True)

@@ -92,7 +92,7 @@ def scripted(tokenizer: Tokenizer, engine: Any, context: int = 2000) -> LLM:
     llm = LLM.__new__(LLM)
     config = ModelConfig.model_construct(max_position_embeddings=context, vocab_size=tokenizer.vocab_size, context=None)
     object.__setattr__(config, "num_parameters", lambda: 1234)
-    llm.path, llm.engine, llm.tokenizer = Path("scripted"), engine, tokenizer
+    llm.path, llm.engine, llm._tokenizer = Path("scripted"), engine, tokenizer
     llm._renderer, llm._generation = Renderer(tokenizer), {}
     llm.model = SimpleNamespace(config=config)  # type: ignore[assignment]
     return llm

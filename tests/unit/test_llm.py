@@ -245,7 +245,7 @@ def test_embeddings_and_relevance(folder: Path) -> None:
     wide = Qwen3(model.config.model_copy(update={"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 2048}))
     wide.init_weights(1)
     llm = LLM.__new__(LLM)
-    llm.model, llm.tokenizer = wide, tokenizer
+    llm.model, llm._tokenizer = wide, tokenizer
     vectors = llm.embed(["sum", "calc 37"], dimensions=8)
     assert vectors.shape == (2, 8)
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
@@ -316,7 +316,7 @@ def test_more_than_one_end_token_of_a_gguf_file(
     end, text = llm.tokenizer.im_end, llm.tokenizer.endoftext
     assert LLM(path).engine.eos_ids == (end, text)
     more = {"tokenizer.ggml.eos_token_id": text, "tokenizer.ggml.eot_token_id": 9, "tokenizer.ggml.eom_token_id": 11}
-    monkeypatch.setattr("twofold.llm.read_metadata", lambda path: {**read_metadata(path), **more})
+    monkeypatch.setattr("twofold.model.companions.read_metadata", lambda path: {**read_metadata(path), **more})
     assert LLM(path).engine.eos_ids == (text, 9, 11, end)
 
 

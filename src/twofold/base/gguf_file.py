@@ -120,6 +120,8 @@ def name_of(path: Path) -> str:
     """What a checkpoint calls itself, by its file or folder, the number of a part left out; a folder's name may have
     dots in it."""
     whole = path.resolve()
+    if is_gguf(path) and not is_gguf(whole):  # a link to a file that is named by its hash, as in the hub's cache
+        whole = path
     if not is_gguf(whole):
         return whole.name
     part = _PART.fullmatch(whole.name)

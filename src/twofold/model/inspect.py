@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from twofold.base.records import InputError
+from twofold.model.companions import NO_TOKENIZER, ends_of, tokenizer_of
 from twofold.model.config import ModelConfig
 from twofold.model.hf_config import model_type, read_config, said_ends
 from twofold.model.presets import PRESETS
@@ -65,9 +66,9 @@ def read_folder(folder: Path) -> Checkpoint:
             stored[entry.dtype] = count + 1, size + entry.end - entry.begin
         headless, config = source.headless, fitted(config, source)
         match(empty_model(config, device="meta"), source)
-        tokenizer = Tokenizer.from_folder(folder)
+        tokenizer = tokenizer_of(folder)
         warnings = tokenizer_warnings(tokenizer, config)
-        tokenizer.ends(said_ends(folder), config.vocab_size)
+        ends_of(tokenizer, said_ends(folder), config.vocab_size)
     except InputError as error:
         problem = str(error)
     try:
@@ -77,9 +78,11 @@ def read_folder(folder: Path) -> Checkpoint:
     return Checkpoint(str(folder), "Hugging Face folder", config, stored, template, problem, tuple(warnings), headless)
 
 
-def tokenizer_warnings(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
-    """A line where the tokenizer has tokens without a row in the embedding, and one where it has tokens that are not
-    written in the byte alphabet."""
+def tokenizer_warnings(tokenizer: Tokenizer | InputError, config: ModelConfig) -> list[str]:
+    """A line where there is no tokenizer; otherwise one where it has tokens without a row in the embedding, and one
+    where it has tokens that are not written in the byte alphabet."""
+    if isinstance(tokenizer, InputError):
+        return [NO_TOKENIZER]
     warnings = []
     if tokenizer.vocab_size > config.vocab_size:
         warnings.append(

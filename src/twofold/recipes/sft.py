@@ -19,6 +19,7 @@ from pydantic import Field
 from twofold.base.batch import pack
 from twofold.base.config import Config, ConfigError
 from twofold.base.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from twofold.base.hub import hub_name, local
 from twofold.base.records import InputError, SamplingParams
 from twofold.base.split import held_out
 from twofold.llm import LLM
@@ -103,7 +104,7 @@ class TrainConfig(Origin):
 
 
 class SFTRecipe(Config):
-    """init: the checkpoint, a folder or .gguf file. data: JSON Lines of conversations in any known format.
+    """init: the checkpoint: a folder, .gguf file or hub name. data: JSON Lines of conversations in any known format.
 
     family: the chat format of a checkpoint that has no template, or that is to learn another ("chatml", "hybrid", ...).
     new_tokens: words that are to be one token each, wherever they stand in the conversations. track: trackers that get
@@ -155,10 +156,10 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
 
 
 def _checkpoint(text: str) -> Path:
-    path = Path(text).expanduser().absolute()
+    path = local(Path(text).expanduser()).absolute()
     if not text or not is_checkpoint(path):
         what = f"{text} is no checkpoint" if text else "the checkpoint is missing"
-        raise ConfigError(f"{what}; give a model folder or .gguf file: --set init=PATH --set data=FILE.jsonl")
+        raise ConfigError(f"{what}; give a model folder, .gguf file or name: --set init=PATH --set data=FILE.jsonl")
     return path
 
 
@@ -322,7 +323,7 @@ def fine_tune(context: StageContext) -> None:
     trainer = run_training(context, llm.model, source, CrossEntropy(), optim, steps, fit=fit)
     llm.model.eval()
     if config.method == "lora":
-        save_adapter(llm.model, "adapter", context.out / "adapter", base=str(start))
+        save_adapter(llm.model, "adapter", context.out / "adapter", base=hub_name(start) or str(start))
         if config.new_tokens:
             llm.renderer.save(context.out / "adapter")
         merge(llm.model, "adapter")

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import twofold
-from twofold.base.gguf_file import name_of
+from twofold.base.hub import checkpoint_name
 from twofold.base.records import InputError
 from twofold.llm import LLM
 from twofold.model.hf_config import read_about
@@ -175,7 +175,7 @@ class Service:
 
     def __init__(self, llm: LLM, config: ServeConfig) -> None:
         self.llm, self.config = llm, config
-        self.name = config.name or name_of(llm.path)
+        self.name = config.name or checkpoint_name(llm.path)
         self.metrics = Metrics(config.metrics_prefix, self.name)
         self.loop = EngineLoop(
             llm.engine, self.metrics, config.max_queue, config.first_token_seconds, config.request_seconds

@@ -1,6 +1,7 @@
 """A browser for tests of the web chat, and one page of it with what it asked for and complained about.
 
-Not here: tests, and servers (the conftest above).
+Where Chromium is installed a skipped test is a failure: it would be taken for one that passed. Not here: tests, and
+servers (the conftest above).
 """
 
 from __future__ import annotations
@@ -10,13 +11,31 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
 
 API = "**/v1/chat/completions"
 DONE = ".turn.assistant:not([data-state=streaming])"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    return no_skips((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, Any]:
+    return no_skips((yield))
+
+
+def no_skips(report: Any) -> Any:
+    """A report in which a skip is a failure, where the browser is there."""
+    if report.skipped and not hasattr(report, "wasxfail") and shutil.which("chromium"):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"skipped although Chromium is installed: {reason}"
+    return report
 
 
 @pytest.fixture(scope="module")

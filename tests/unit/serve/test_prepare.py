@@ -29,7 +29,7 @@ def model(tokenizer: Tokenizer, family: str = "hybrid", **generation: Any) -> LL
     """An LLM without weights: preparing a request needs none."""
     llm = LLM.__new__(LLM)
     config = ModelConfig.model_construct(max_position_embeddings=500, vocab_size=tokenizer.vocab_size, context=None)
-    llm.tokenizer, llm._generation = tokenizer, generation
+    llm._tokenizer, llm._generation = tokenizer, generation
     llm._renderer = Renderer(tokenizer, ChatPolicy(family=family))
     llm.model = SimpleNamespace(config=config)  # type: ignore[assignment]
     return llm
