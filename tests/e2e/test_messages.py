@@ -52,15 +52,17 @@ def test_messages_without_a_thought(hybrid: Running) -> None:
     assert usage.input_tokens + usage.cache_read_input_tokens == chat.usage.prompt_tokens
 
 
-def test_thinking_blocks_have_a_budget(hybrid: Running) -> None:
-    message = both(hybrid, thinking={"type": "enabled", "budget_tokens": 6})
+def test_thinking_blocks_have_a_budget(thinker: Running) -> None:
+    tokenizer = thinker.service.llm.tokenizer
+    extra = {"logit_bias": {str(tokenizer.im_end): -100, str(tokenizer.endoftext): -100}}
+    message = both(thinker, thinking={"type": "enabled", "budget_tokens": 6}, max_tokens=48, extra_body=extra)
     thought, text = message.content
     assert (thought.type, text.type) == ("thinking", "text") and thought.signature
-    chat = hybrid.chat(seed=7, extra_body={"thinking_budget": 6}).choices[0].message
+    chat = thinker.chat(seed=7, max_tokens=48, extra_body=extra | {"thinking_budget": 6}).choices[0].message
     assert (thought.thinking, text.text) == (chat.reasoning_content, chat.content)
     assert message.usage.output_tokens_details.thinking_tokens > 0
     rows = [*HI, {"role": "assistant", "content": [b.model_dump() for b in message.content]}, *HI]
-    assert client(hybrid).messages.create(model=hybrid.name, messages=rows, max_tokens=4).content
+    assert client(thinker).messages.create(model=thinker.name, messages=rows, max_tokens=4).content
 
 
 def test_tool_use_and_its_result(hybrid: Running) -> None:

@@ -9,6 +9,9 @@ import httpx
 import openai
 import pytest
 
+from twofold.engine.embed import relevance
+from twofold.text.retrieval import rerank_ids
+
 Running = Any  # of conftest.py
 
 CITY = {
@@ -44,25 +47,24 @@ def parts(response: Any) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("thinks", [True, False])
-def test_whole_and_streamed_responses_are_the_same(hybrid: Running, thinks: bool) -> None:
-    given = {"input": "sum E1", "max_output_tokens": 24, "model": hybrid.name}
-    extra = (
-        {"seed": 7, "enable_thinking": thinks, "thinking_budget": 6}
-        if thinks
-        else {"seed": 7, "enable_thinking": False}
-    )
-    whole = hybrid.client.responses.create(**given, extra_body=extra)
-    events = list(hybrid.client.responses.create(**given, extra_body=extra, stream=True))
+def test_whole_and_streamed_responses_are_the_same(request: pytest.FixtureRequest, thinks: bool) -> None:
+    server = request.getfixturevalue("thinker" if thinks else "hybrid")
+    tokenizer = server.service.llm.tokenizer
+    extra: dict[str, Any] = {"thinking_budget": 6} if thinks else {"enable_thinking": False}
+    extra |= {"seed": 7, "logit_bias": {str(tokenizer.im_end): -100, str(tokenizer.endoftext): -100}}
+    given = {"input": "sum E1", "max_output_tokens": 48, "model": server.name, "extra_body": extra}
+    whole = server.client.responses.create(**given)
+    events = list(server.client.responses.create(**given, stream=True))
     last = events[-1].response
     assert parts(last) == parts(whole) and last.usage == whole.usage and last.output_text == whole.output_text
     assert whole.status == last.status == "incomplete" and whole.incomplete_details.reason == "max_output_tokens"
     assert events[0].type == "response.created" and events[-1].type == "response.incomplete"
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
     thought = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
-    assert bool(thought) == thinks == (whole.output[0].type == "reasoning")
-    chat = hybrid.chat(extra_body=extra).choices[0].message
+    assert [item.type for item in whole.output] == (["reasoning", "message"] if thinks else ["message"])
+    chat = server.chat(max_tokens=48, extra_body=extra).choices[0].message
     assert chat.content == whole.output_text and (chat.reasoning_content or "") == thought
-    assert whole.usage.output_tokens == 24 and bool(whole.usage.output_tokens_details.reasoning_tokens) == thinks
+    assert whole.usage.output_tokens == 48 and bool(whole.usage.output_tokens_details.reasoning_tokens) == thinks
 
 
 def test_calls_and_their_results(hybrid: Running) -> None:
@@ -112,14 +114,19 @@ def test_what_is_refused(hybrid: Running) -> None:
     assert httpx.get(f"{hybrid.base}/v1/responses").status_code == 405
 
 
-def test_rerank(hybrid: Running) -> None:
+def test_rerank(hybrid: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = ["Rome weather", {"text": "sum E1"}, "calc 37*48"]
     asked: dict[str, Any] = {"query": "weather", "documents": documents, "instruction": "sum"}
+    other = httpx.post(f"{hybrid.base}/v1/rerank", json=asked)
+    assert other.status_code == 400 and "reranking needs the tokenizer of Qwen3" in other.json()["error"]["message"]
+    monkeypatch.setattr("twofold.serve.rerank.yes_no_ids", lambda tokenizer: (300, 301))
     whole = httpx.post(f"{hybrid.base}/v1/rerank", json=asked).json()
     scores = [result["relevance_score"] for result in whole["results"]]
     assert scores == sorted(scores, reverse=True) and {result["index"] for result in whole["results"]} == {0, 1, 2}
     texts = ["Rome weather", "sum E1", "calc 37*48"]
-    wanted = hybrid.service.llm.rerank("weather", texts, task="sum")
+    llm = hybrid.service.llm
+    questions = [rerank_ids(llm.tokenizer, "weather", text, "sum") for text in texts]
+    wanted = relevance(llm.model, questions, 300, 301).tolist()
     assert [wanted[result["index"]] for result in whole["results"]] == pytest.approx(scores, abs=1e-5)
     assert all(result["document"]["text"] == texts[result["index"]] for result in whole["results"])
     first = httpx.post(f"{hybrid.base}/v2/rerank", json={**asked, "top_n": 1, "return_documents": False}).json()
