@@ -1,4 +1,4 @@
-"""The web application: routes, keys, limits on bodies, request ids, and errors in their shape.
+"""The web application: routes, keys, limits on bodies, request ids, and errors in the shape of the protocol.
 
 Everything that decides what a reply says is in ``service.py`` and below. The web chat is served at ``/`` from the
 folder ``web``. Not here: the process that listens (``server.py``).

@@ -83,7 +83,9 @@ class Turns:
         self._append(where, {"role": "tool", "tool_call_id": call_id, "content": text})
 
     def thought(self, where: str, text: str) -> None:
-        """A thought; after text or calls it begins another turn."""
+        """A thought; after text or calls it begins another turn. One of which nothing was shown is none."""
+        if not text:
+            return
         if self._turn is not None and self._turn.keys() & {"content", "tool_calls"}:
             self.end_turn()
         turn = self._assistant(where)
@@ -102,8 +104,9 @@ class Turns:
 
     def unread(self, where: str, given: Mapping[str, Any], known: Collection[str]) -> None:
         """Warn of keys of an item that nobody reads."""
-        named = "" if where == "" else where + "."
-        self.warnings += [f"{named}{key} is not shown to the model" for key in given if key not in known and given[key]]
+        self.warnings += [
+            f"{where}.{key} is not shown to the model" for key in given if key not in known and given[key]
+        ]
 
     def _assistant(self, where: str) -> Json:
         if self._turn is None:

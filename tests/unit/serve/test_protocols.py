@@ -77,6 +77,16 @@ def test_text_after_a_call_belongs_to_the_turn_of_the_call() -> None:
     assert [message["role"] for message in responses(input=items).chat.messages] == ["assistant", "tool"]
 
 
+def test_a_thought_that_was_not_shown_is_none() -> None:
+    items = [{"type": "reasoning", "summary": [], "encrypted_content": "x"}, {"role": "assistant", "content": "a"}, *HI]
+    asked = responses(input=items)
+    assert asked.chat.messages[0] == {"role": "assistant", "content": "a"}
+    assert asked.warnings == ["input[0].encrypted_content is not shown to the model"]
+    blocks = [{"type": "thinking", "thinking": "", "signature": "x"}, {"type": "text", "text": "a"}]
+    rows = [{"role": "assistant", "content": blocks}, *HI]
+    assert messages(messages=rows).chat.messages[0] == {"role": "assistant", "content": "a"}
+
+
 def test_fields_of_responses() -> None:
     form = {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}
     tool = {"type": "function", "name": "f", "description": "d", "parameters": SCHEMA, "strict": None}
