@@ -17,7 +17,7 @@ from twofold.serve.asked import (
     Turns,
     as_tool,
     named_tool,
-    read_object,
+    read_mapping,
     read_string,
     read_text,
     shared_fields,
@@ -124,7 +124,7 @@ def _refuse(body: CountTokensRequest) -> None:
 
 
 def _read_message(turns: Turns, where: str, message: Any) -> None:
-    message = read_object(where, message)
+    message = read_mapping(where, message)
     turns.unread(where, message, ("role", "content"))
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
@@ -172,14 +172,14 @@ def _read_said(turns: Turns, where: str, block: Mapping[str, Any]) -> None:
     elif kind == "thinking":
         turns.thought(where, read_string(where, block, "thinking"))
     elif kind == "tool_use":
-        arguments = read_object(f"{where}.input", block.get("input"))
+        arguments = read_mapping(f"{where}.input", block.get("input"))
         turns.called(where, read_string(where, block, "id"), read_string(where, block, "name"), dict(arguments))
     elif kind != "redacted_thinking":  # whose data nobody here can read: unread has said so
         raise bad_request(f"{where} has the type {kind!r}; an assistant message cannot have it", where)
 
 
 def _block(turns: Turns, where: str, given: Any) -> Mapping[str, Any]:
-    block = read_object(where, given)
+    block = read_mapping(where, given)
     kind = block.get("type")
     if kind not in _BLOCK_KEYS:
         raise bad_request(f"{where} has the type {kind!r:.40}; use one of {', '.join(_BLOCK_KEYS)}", where)
@@ -202,7 +202,7 @@ def _tools(turns: Turns, body: CountTokensRequest) -> Json:
     tools = body.tools or []
     for number, tool in enumerate(tools):
         where = f"tools[{number}]"
-        kind = read_object(where, tool).get("type") or "custom"
+        kind = read_mapping(where, tool).get("type") or "custom"
         if kind != "custom":
             raise bad_request(f"{where} has the type {kind!r:.40}; only tools of the caller are served", where)
         turns.unread(where, tool, _TOOL_KEYS)
@@ -229,7 +229,7 @@ def _answer_form(body: CountTokensRequest) -> Json:
         return {}
     if form.get("type") != "json_schema":
         raise bad_request("output_config.format.type can only be 'json_schema'", "output_config.format")
-    schema = read_object("output_config.format.schema", form.get("schema"))
+    schema = read_mapping("output_config.format.schema", form.get("schema"))
     return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
 
 

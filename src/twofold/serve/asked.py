@@ -131,14 +131,14 @@ def read_text(where: str, given: Any, kinds: Collection[str]) -> str:
         raise bad_request(f"{where} must be a text or a list of text parts", where)
     for number, part in enumerate(given):
         place = f"{where}[{number}]"
-        kind = read_object(place, part).get("type")
+        kind = read_mapping(place, part).get("type")
         if kind not in kinds:
             raise bad_request(f"{place} has the type {kind!r:.40}; only text is served: {', '.join(kinds)}", place)
         read_string(place, part, "text")
     return "".join(part["text"] for part in given)
 
 
-def read_object(where: str, given: Any) -> Mapping[str, Any]:
+def read_mapping(where: str, given: Any) -> Mapping[str, Any]:
     """``given``, which must be an object (ApiError 400)."""
     if not isinstance(given, Mapping):
         raise bad_request(f"{where} must be an object, got {given!r:.40}", where)
@@ -165,7 +165,7 @@ def as_tool(where: str, tool: Any, schema: str) -> Json:
     Raises:
         ApiError: 400 for what is not an object.
     """
-    tool = read_object(where, tool)
+    tool = read_mapping(where, tool)
     given = {"name": tool.get("name"), "description": tool.get("description"), "parameters": tool.get(schema)}
     given["strict"] = tool.get("strict")
     return {"type": "function", "function": {key: value for key, value in given.items() if value is not None}}

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from twofold.base.records import InputError
 from twofold.engine.embed import relevance
-from twofold.serve.asked import read_object, read_string
+from twofold.serve.asked import read_mapping, read_string
 from twofold.serve.embedding import batches
 from twofold.serve.errors import bad_request, from_input_error
 from twofold.serve.protocol import Body
@@ -75,7 +75,7 @@ async def rerank(service: Service, body: RerankRequest, warnings: Sequence[str])
 
 
 def _text(where: str, given: Any) -> str:
-    text = given if isinstance(given, str) else read_string(where, read_object(where, given), "text")
+    text = given if isinstance(given, str) else read_string(where, read_mapping(where, given), "text")
     if not text:
         raise bad_request(f"{where} is empty; give at least one character", where)
     return text

@@ -16,7 +16,7 @@ from twofold.serve.asked import (
     Turns,
     as_tool,
     named_tool,
-    read_object,
+    read_mapping,
     read_string,
     read_text,
     shared_fields,
@@ -122,7 +122,7 @@ def _refuse(body: ResponsesRequest) -> None:
 
 
 def _read_item(turns: Turns, where: str, item: Any) -> None:
-    item = read_object(where, item)
+    item = read_mapping(where, item)
     kind = item.get("type", "message")
     readers = {
         "message": _read_message,
@@ -173,7 +173,7 @@ def _tools(body: ResponsesRequest) -> Json:
     """``tools`` and ``tool_choice`` as chats have them."""
     tools = body.tools or []
     for number, tool in enumerate(tools):
-        kind = read_object(f"tools[{number}]", tool).get("type")
+        kind = read_mapping(f"tools[{number}]", tool).get("type")
         if kind != "function":
             where = f"tools[{number}]"
             raise bad_request(f"{where} has the type {kind!r:.40}; only functions of the caller are served", where)
@@ -202,7 +202,7 @@ def _answer_form(body: ResponsesRequest) -> Json:
         raise bad_request("text.format and response_format are the same; keep text.format", "response_format")
     if kind != "json_schema":
         return {"response_format": {"type": kind}}
-    schema = read_object("text.format.schema", form.get("schema"))
+    schema = read_mapping("text.format.schema", form.get("schema"))
     return {
         "response_format": {"type": kind, "json_schema": {"name": str(form.get("name", "answer")), "schema": schema}}
     }

@@ -222,4 +222,4 @@ def test_a_message_that_breaks() -> None:
     shown = {"type": "overloaded_error", "message": "too late", "param": None, "code": "timeout"}
     assert last == {"type": "error", "error": shown}
     kinds = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 500: "api_error"}
-    assert {status: error_body(ApiError(status, "x"))["error"]["type"] for status in kinds} == kinds
+    assert {status: error_body(ApiError(status, "x", "y"))["error"]["type"] for status in kinds} == kinds
