@@ -1,4 +1,4 @@
-"""The web application: routes, keys, limits on bodies, request ids, and errors in OpenAI's shape.
+"""The web application: routes, keys, limits on bodies, request ids, and errors in the shape of the protocol.
 
 Everything that decides what a reply says is in ``service.py`` and below. The web chat is served at ``/`` from the
 folder ``web``. Not here: the process that listens (``server.py``).
@@ -26,16 +26,22 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import twofold
+from twofold.serve.anthropic import read_messages
+from twofold.serve.anthropic_reply import MessagesReply, counted, error_body
+from twofold.serve.dialect import Dialect, start
 from twofold.serve.embedding import embeddings
 from twofold.serve.errors import ApiError
 from twofold.serve.protocol import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, read_body
+from twofold.serve.rerank import RerankRequest, rerank
+from twofold.serve.responses import read_responses
+from twofold.serve.responses_reply import ResponsesReply
 from twofold.serve.service import Reply, Service
-from twofold.serve.tokens import detokenize, tokenize
+from twofold.serve.tokens import detokenize, tokenize, tokenizer_info
 
 logger = logging.getLogger("twofold.serve")
 WEB = Path(__file__).parent / "web"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_PROTECTED = ("/v1/", "/tokenize", "/detokenize", "/metrics")  # need a key, where there are keys
+_PROTECTED = ("/v1/", "/v2/", "/rerank", "/tokenize", "/detokenize", "/metrics")  # need a key, where there are keys
 
 
 PAGE_HEADERS = {
@@ -61,6 +67,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(ApiError, _on_api_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
     _add_generation(app, service)
+    _add_protocols(app, service)
     _add_tokens(app, service)
     _add_facts(app, service)
     if WEB.is_dir():
@@ -98,6 +105,44 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         return await _attended(request, service, _answer(service, service.completion(data)))
 
 
+def _add_protocols(app: FastAPI, service: Service) -> None:
+    """The same chats in other words, and reranking."""
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        body, asked = read_responses(await _body(request, service.config.max_body_bytes))
+
+        async def begun() -> Dialect:
+            return ResponsesReply(await start(service, asked), body)
+
+        return await _attended(request, service, _answer(service, begun()))
+
+    @app.post("/v1/messages")
+    async def messages(request: Request) -> Response:
+        body, asked = read_messages(await _body(request, service.config.max_body_bytes), service.family)
+
+        async def begun() -> Dialect:
+            return MessagesReply(await start(service, asked), body.stop_sequences or [], body.max_tokens or 0)
+
+        return await _attended(request, service, _answer(service, begun()))
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens(request: Request) -> Response:
+        data = await _body(request, service.config.max_body_bytes)
+        return _json(await asyncio.to_thread(counted, service, *read_messages(data, service.family, counting=True)))
+
+    @app.post("/v1/rerank")
+    @app.post("/v2/rerank")
+    @app.post("/rerank")
+    async def ranked(request: Request) -> Response:
+        body, _, warnings = read_body(RerankRequest, await _body(request, service.config.max_body_bytes))
+
+        async def answer() -> Response:
+            return _json(await rerank(service, body, warnings))
+
+        return await _attended(request, service, answer())
+
+
 def _add_tokens(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings")
     async def embed(request: Request) -> Response:
@@ -118,6 +163,10 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
     async def from_tokens(request: Request) -> Response:
         body, _, warnings = read_body(DetokenizeRequest, await _body(request, service.config.max_body_bytes))
         return _json(detokenize(service, body, warnings))
+
+    @app.get("/tokenizer_info")
+    async def about_tokens() -> Response:
+        return _json(tokenizer_info(service))
 
 
 def _add_facts(app: FastAPI, service: Service) -> None:
@@ -150,7 +199,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         raise ApiError(404, f"there is no /v1/{rest[:100]} here", "unknown_route")
 
 
-async def _answer(service: Service, asked: Coroutine[Any, Any, Reply]) -> Response:
+async def _answer(service: Service, asked: Coroutine[Any, Any, Reply | Dialect]) -> Response:
     """The reply as a stream of events or in one piece."""
     reply = await asked
     if reply.prepared.stream:
@@ -179,7 +228,7 @@ async def _attended(request: Request, service: Service, making: Coroutine[Any, A
 class _EventStream(StreamingResponse):
     """Server-sent events; the job ends with the response, however that ends."""
 
-    def __init__(self, service: Service, reply: Reply) -> None:
+    def __init__(self, service: Service, reply: Reply | Dialect) -> None:
         super().__init__(self._events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._service, self._reply = service, reply
         self._whole = False
@@ -195,18 +244,18 @@ class _EventStream(StreamingResponse):
     async def _events(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._reply.chunks():
-                yield b"data: " + _encode(chunk) + b"\n\n"
+                yield _event(chunk)
         except ApiError as error:
             yield self._error(error)
         except Exception:
             logger.exception("a stream has failed")
             yield self._error(ApiError(500, "an error in the server; its log says more", "internal_error"))
         self._whole = True
-        yield b"data: [DONE]\n\n"
+        yield self._reply.ending
 
     def _error(self, error: ApiError) -> bytes:
         self._service.metrics.error(error.status)
-        return b"data: " + _encode(error.body()) + b"\n\n"
+        return _event(self._reply.failure(error))
 
 
 class _Gate:
@@ -232,10 +281,11 @@ class _Gate:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        if self._keys and scope["path"].startswith(_PROTECTED) and not self._allowed(headers.get(b"authorization", "")):
-            error = ApiError(401, "the API key is missing or wrong; send Authorization: Bearer KEY", "invalid_api_key")
+        if self._keys and scope["path"].startswith(_PROTECTED) and not self._allowed(headers):
+            what = "the API key is missing or wrong; send Authorization: Bearer KEY, or x-api-key: KEY"
+            error = ApiError(401, what, "invalid_api_key")
             self.service.metrics.error(401)
-            await _error(error)(scope, receive, tagged)
+            await _error(error, scope["path"])(scope, receive, tagged)
             return
         try:
             await self.app(scope, receive, tagged)
@@ -244,14 +294,14 @@ class _Gate:
             self.service.metrics.error(500)
             if begun:
                 raise
-            await _error(ApiError(500, "an error in the server; its log says more", "internal_error"))(
-                scope, receive, tagged
-            )
+            error = ApiError(500, "an error in the server; its log says more", "internal_error")
+            await _error(error, scope["path"])(scope, receive, tagged)
 
-    def _allowed(self, header: str) -> bool:
-        scheme, _, key = header.partition(" ")
-        given = key.strip().encode()
-        return scheme.lower() == "bearer" and any([hmac.compare_digest(given, known) for known in self._keys])
+    def _allowed(self, headers: dict[bytes, str]) -> bool:
+        scheme, _, key = headers.get(b"authorization", "").partition(" ")
+        given = [key.strip()] if scheme.lower() == "bearer" else []
+        given.append(headers.get(b"x-api-key", ""))
+        return any([hmac.compare_digest(key.encode(), known) for key in given for known in self._keys])
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -281,7 +331,7 @@ async def _disconnected(request: Request) -> None:
 
 async def _on_api_error(request: Request, error: ApiError) -> Response:
     request.app.state.service.metrics.error(error.status)
-    return _error(error)
+    return _error(error, request.url.path)
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
@@ -290,9 +340,17 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
     return await _on_api_error(request, ApiError(status, what.get(status, str(error.detail)), "http_error"))
 
 
-def _error(error: ApiError) -> Response:
+def _error(error: ApiError, path: str) -> Response:
+    """An error in the shape that clients of the path expect."""
+    body = error_body(error) if path.startswith("/v1/messages") else error.body()
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    return _json(error.body(), error.status, headers)
+    return _json(body, error.status, headers)
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    """A server-sent event; it has a name where its body says one."""
+    name = f"event: {body['type']}\n".encode() if "type" in body else b""
+    return name + b"data: " + _encode(body) + b"\n\n"
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

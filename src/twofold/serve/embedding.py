@@ -32,7 +32,7 @@ async def embeddings(service: Service, body: EmbeddingRequest, warnings: Sequenc
     try:
         lists = await asyncio.to_thread(_lists, service, body)
         vectors = []
-        for batch in _batches(lists, service.llm.engine.options.mixed_tokens):
+        for batch in batches(lists, service.llm.engine.options.mixed_tokens):
             vectors.append(await service.loop.call(partial(_vectors, service, batch, body.dimensions)))
     except InputError as error:
         raise from_input_error(error, "input") from None
@@ -57,7 +57,7 @@ def _vectors(service: Service, batch: list[list[int]], dimensions: int | None) -
     return embed(service.llm.model, batch, dimensions).cpu()
 
 
-def _batches(lists: list[list[int]], most: int) -> Iterator[list[list[int]]]:
+def batches(lists: list[list[int]], most: int) -> Iterator[list[list[int]]]:
     """The inputs in order, together no longer than ``most`` tokens; a longer one is alone."""
     batch: list[list[int]] = []
     for ids in lists:

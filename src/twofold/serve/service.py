@@ -35,6 +35,8 @@ Json = dict[str, Any]
 class Reply:
     """One request on its way: what was asked, its choices, and the job once it runs."""
 
+    ending = b"data: [DONE]\n\n"  # of a stream
+
     def __init__(self, service: Service, prepared: Prepared, choices: Sequence[Choice], kinds: tuple[str, str]) -> None:
         self.service, self.prepared, self.choices = service, prepared, list(choices)
         self.whole_kind, self.chunk_kind = kinds
@@ -109,6 +111,10 @@ class Reply:
             yield chunk
         if self.prepared.usage:
             yield head | {"choices": [], "usage": self.usage()}
+
+    def failure(self, error: ApiError) -> Json:
+        """The last chunk of a stream that breaks off."""
+        return error.body()
 
     def usage(self) -> Json:
         """Token counts of the reply so far."""
@@ -200,7 +206,7 @@ class Service:
         """The model as ``/v1/models`` shows it, with what it can do."""
         llm = self.llm
         policy = llm.renderer.policy if llm.has_renderer else None
-        spec = policy.spec if policy is not None else Family(thinks=False, prompt="plain", tools=False)
+        spec = self.family
         return {
             "id": self.name,
             "object": "model",
@@ -219,6 +225,12 @@ class Service:
             "about": self._about,
         }
 
+    @property
+    def family(self) -> Family:
+        """What the model's chat format can do; without one, nothing."""
+        plain = Family(thinks=False, prompt="plain", tools=False)
+        return self.llm.renderer.policy.spec if self.llm.has_renderer else plain
+
     def _defaults(self, thinking: bool) -> Json:
         """How replies are sampled where a request does not say."""
         params = self.llm.params({}, thinking=thinking)
@@ -230,7 +242,10 @@ class Service:
         Raises:
             ApiError: it cannot be honoured.
         """
-        request, controls, warnings = read_body(ChatRequest, data, thinking=True)
+        return await self.converse(*read_body(ChatRequest, data, thinking=True))
+
+    async def converse(self, request: ChatRequest, controls: Json, warnings: Sequence[str]) -> Reply:
+        """The same for a body that was read, from whichever protocol; arguments as ``read_body`` gives them."""
         self._check(request.model, request.n)
         prepared = await asyncio.to_thread(prepare_chat, self.llm, request, controls, warnings)
         choices = [

@@ -1,4 +1,4 @@
-"""``/tokenize`` and ``/detokenize``: what the model sees, as ids and back.
+"""``/tokenize``, ``/detokenize`` and ``/tokenizer_info``: what the model sees, as ids and back.
 
 Not here: anything that runs the model.
 """
@@ -6,6 +6,7 @@ Not here: anything that runs the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from twofold.base.records import InputError
@@ -35,13 +36,16 @@ def tokenize(
                 raise bad_request("tools and thinking controls go with messages, not with prompt")
             ids = service.llm.tokenizer.encode_prompt(body.prompt or "", body.add_special_tokens)
         else:
+            if "add_special_tokens" in body.model_fields_set and body.add_special_tokens:
+                what = "add_special_tokens goes with prompt; the chat template writes a beginning of its own"
+                raise bad_request(what, "add_special_tokens")
             chat = ChatRequest(
                 messages=body.messages,
                 tools=body.tools,
                 add_generation_prompt=body.add_generation_prompt,
                 continue_final_message=body.continue_final_message,
             )
-            ids = prompt_ids(service.llm, chat, plan_tools(chat), read_thinking(controls))
+            ids = chat_ids(service, chat, controls)
     except InputError as error:
         raise from_input_error(error) from None
     reply: dict[str, Any] = {"count": len(ids), "max_model_len": service.llm.model.config.longest, "tokens": ids}
@@ -50,6 +54,33 @@ def tokenize(
     if warnings:
         reply["warnings"] = list(warnings)
     return reply
+
+
+def chat_ids(service: Service, chat: ChatRequest, controls: dict[str, Any]) -> list[int]:
+    """Ids of a conversation as it would be rendered for a reply.
+
+    Raises:
+        ApiError, InputError: it cannot be.
+    """
+    return prompt_ids(service.llm, chat, plan_tools(chat), read_thinking(controls))
+
+
+def tokenizer_info(service: Service) -> dict[str, Any]:
+    """Tokens with a role, as text and ids (null without one), and the chat template (null without one)."""
+    llm, tokenizer = service.llm, service.llm.tokenizer
+    ends = tokenizer.role_id("eos")
+    if ends is None:
+        with suppress(InputError):
+            ends = tokenizer.eos_ids[0]
+    ids = {"bos": tokenizer.bos_id, "eos": ends, "pad": tokenizer.role_id("pad")}
+    return {
+        **{f"{role}_token": None if known is None else tokenizer.token_text(known) for role, known in ids.items()},
+        **{f"{role}_token_id": known for role, known in ids.items()},
+        "add_bos_token": tokenizer.bos_id is not None,
+        "vocab_size": tokenizer.vocab_size,
+        "model_max_length": llm.model.config.longest,
+        "chat_template": llm.renderer.chat_template if llm.has_renderer else None,
+    }
 
 
 def detokenize(service: Service, body: DetokenizeRequest, warnings: Sequence[str]) -> dict[str, Any]:
