@@ -161,8 +161,7 @@ def _read_openai(row: Mapping[str, Any], rows: Any, reading: Reading) -> Example
         weight = weight_of(f"messages[{index}]", message)
         if weight is not None:
             weights[index] = weight
-    tools = tuple(reading.tools) if reading.tools else None
-    return _checked(Example("openai", tuple(messages), tools, weights, _thinking(row)))
+    return _checked(Example("openai", tuple(messages), reading.tools, weights, _thinking(row)))
 
 
 def _read_chat(row: Mapping[str, Any], column: str, reading: Reading) -> Example:

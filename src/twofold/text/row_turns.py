@@ -50,7 +50,7 @@ class Reading(NamedTuple):
 
     thinking: bool = True
     calls: bool = True
-    tools: Tools | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
 
 
 def read_turns(name: str, turns: Any, reading: Reading) -> Any:
@@ -135,7 +135,7 @@ def _text(content: Any) -> str | None:
     """The text of a turn, None where ``messages_from_openai`` has to look at it."""
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         texts = [part.get("text") for part in content]
-        return "".join(texts) if all(isinstance(text, str) for text in texts) else None  # type: ignore[arg-type]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else None
     return content if isinstance(content, str) else None
 
 
