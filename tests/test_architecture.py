@@ -97,6 +97,7 @@ HEAVY_HOMES = {
     "fsspec": "data/remote.py",
     "llguidance": "engine/grammar.py",
     "prometheus_client": "serve/metrics.py",
+    "pyarrow": "text/data_files.py",
     "uvicorn": "serve/server.py",
     "tensorboard": "train/trackers.py",
     "trackio": "train/trackers.py",

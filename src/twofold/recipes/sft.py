@@ -36,6 +36,7 @@ from twofold.recipes.pretrain import run_training
 from twofold.recipes.sft_report import SFTReportConfig, write_sft_report
 from twofold.recipes.watch import tracked
 from twofold.text.chat import FAMILIES, ChatPolicy, Rendered, Renderer
+from twofold.text.columns import ColumnError
 from twofold.text.rows import read_views
 from twofold.train.compute import Precision
 from twofold.train.loop import FitConfig, OptimConfig
@@ -67,13 +68,15 @@ class RowsConfig(Origin):
 
     max_length: tokens of a view; ``too_long`` and ``broken`` say what happens to longer ones and to rows that cannot
     be read: "error" stops at the first, "skip" leaves them out, counts them and lists them in dropped.jsonl.
-    held_out: share of the rows kept for measuring, chosen by content.
+    ignore: columns that are left out of every row; one that seems to hold part of a conversation, and that the row's
+    format does not read, stops the run otherwise. held_out: share of the rows kept for measuring, chosen by content.
     """
 
     data: str = ""
     max_length: int = Field(default=2048, ge=2)
     too_long: Literal["error", "skip"] = "skip"
     broken: Literal["error", "skip"] = "error"
+    ignore: tuple[str, ...] = ()
     held_out: float = Field(default=0.05, ge=0, lt=1)
     train_empty_think: bool = False
 
@@ -104,7 +107,8 @@ class TrainConfig(Origin):
 
 
 class SFTRecipe(Config):
-    """init: the checkpoint: a folder, .gguf file or hub name. data: JSON Lines of conversations in any known format.
+    """init: the checkpoint: a folder, .gguf file or hub name. data: conversations in any known format, as JSON Lines
+    (also .gz), a JSON array, .csv or .parquet.
 
     family: the chat format of a checkpoint that has no template, or that is to learn another ("chatml", "hybrid", ...).
     new_tokens: words that are to be one token each, wherever they stand in the conversations. track: trackers that get
@@ -235,7 +239,8 @@ def prepare_rows(context: StageContext) -> None:
     dropped: list[dict[str, str]] = []
     seen: set[str] = set()
     counts: Counter[str] = Counter()
-    for place, views in _rows(config, renderer, dropped):
+    ignored: Counter[str] = Counter()
+    for place, views in _rows(config, renderer, dropped, ignored):
         key = hashlib.sha256("\n".join(view.text for view in views).encode()).hexdigest()
         if key in seen:
             dropped.append({"place": place, "reason": "the same conversation came before"})
@@ -258,18 +263,24 @@ def prepare_rows(context: StageContext) -> None:
         "views": {name: len(kept[held]) for name, held in (("train", False), ("held_out", True))},
         "tokens": sum(len(view.token_ids) for view in kept[False]),
         "trained_tokens": sum(weight > 0 for view in kept[False] for weight in view.weights),
-        "parts": dict(_trained_parts(kept[False])),
+        "parts": dict(_trained_parts(kept[False])), "ignored_columns": dict(ignored),
     })  # fmt: skip
 
 
 def _rows(
-    config: RowsConfig, renderer: Renderer, dropped: list[dict[str, str]]
+    config: RowsConfig, renderer: Renderer, dropped: list[dict[str, str]], ignored: Counter[str]
 ) -> Iterator[tuple[str, tuple[Rendered, ...]]]:
     path = Path(config.data)
-    for place, views in read_views(path, renderer, empty_think_trained=config.train_empty_think):
+    read = read_views(
+        path, renderer, empty_think_trained=config.train_empty_think, ignore=config.ignore, ignored=ignored
+    )
+    for place, views in read:
         if isinstance(views, InputError):
             if config.broken == "error":
-                raise InputError(f"{path}{place}: {views}; mend the row, or leave such rows out: rows.broken=skip")
+                way = ", or the column: rows.ignore='[\"NAME\"]'" if isinstance(views, ColumnError) else ""
+                raise InputError(
+                    f"{path}{place}: {views}; mend the row, or leave such rows out: rows.broken=skip" + way
+                )
             dropped.append({"place": place, "reason": "cannot be read", "error": str(views)})
             continue
         trained = tuple(view for view in views if any(view.weights[1:]))

@@ -113,6 +113,7 @@ def _card(rows: Mapping[str, Any]) -> Section:
     ]
     cells += [[f"trained: {part}", count] for part, count in rows["parts"].items()]
     cells += [[f"left out: {reason}", count] for reason, count in rows["dropped"].items()]
+    cells += [[f"column not used: {name}", count] for name, count in rows["ignored_columns"].items()]
     table = Table(title="Conversations", columns=["what", "count"], rows=cells)
     return Section(
         title="Data",

@@ -7,37 +7,35 @@ its own row back and refuses if anything changed. Not here: rendering, files, an
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from twofold.base.records import InputError, Message, ToolCall
-from twofold.text.messages import (
-    TurnWeights,
-    messages_from_openai,
-    messages_to_openai,
-    split_thinking,
-    turn_weights,
-    validate_tools,
-)
+from twofold.text.columns import check_columns
+from twofold.text.messages import TurnWeights, messages_from_openai, messages_to_openai, turn_weights, validate_tools
+from twofold.text.padding import holds_null, meant_tool
+from twofold.text.row_turns import Reading, read_turns, speaker_of, spells_call, weight_of
 
 Format = Literal["openai", "sharegpt", "alpaca", "prompt_completion", "text"]
 
-_SPEAKERS = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "tool": "tool",
-}
 _WRITTEN = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 _KNOWN = (
     "messages (OpenAI), conversations (ShareGPT), instruction and output (Alpaca), prompt and completion (TRL), "
     "prompt alone, or text"
 )
+_EXTRAS = ("system", "tools", "chat_template_kwargs")
+_READ = {  # the columns of each format
+    "openai": ("messages", *_EXTRAS),
+    "sharegpt": ("conversations", *_EXTRAS),
+    "alpaca": ("instruction", "input", "output", "history", *_EXTRAS),
+    "prompt_completion": ("prompt", "completion", *_EXTRAS),
+    "strings": ("prompt", "completion"),
+    "text": ("text",),
+}
+_RENDERED = re.compile(r"<\|im_start\|>\s*(?:system|user|assistant|tool)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Example:
 
     weights: loss weights of assistant turns that are not 1, by message index (for ``Renderer.render`` and ``views``).
     thinking: the row's ``enable_thinking``, None if it says nothing. segments: (text, loss weight), for
-    ``Renderer.render_text``.
+    ``Renderer.render_text``. ignored: columns that were not used.
     """
 
     format: Format
@@ -55,34 +53,69 @@ class Example:
     weights: dict[int, TurnWeights] = field(default_factory=dict)
     thinking: bool | None = None
     segments: tuple[tuple[str, float], ...] = ()
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
 
-def read_example(row: Mapping[str, Any], *, inline_thinking: bool = True) -> Example:
+def read_example(row: Mapping[str, Any], *, inline_thinking: bool = True, inline_calls: bool = True) -> Example:
     """Read one row of a chat data set.
 
     Args:
-        row: columns by name; columns that no format knows are ignored, columns that are None count as absent.
+        row: columns by name; columns that are None (or NaN, as pandas writes it) count as absent. Nulls that Arrow pads
+            into tools and arguments are left out (``padding.py``).
         inline_thinking: split ``<think>`` blocks off assistant text (False: models without think blocks).
+        inline_calls: read ``<tool_call>`` in assistant text as calls (False: models without tools).
 
     Raises:
-        InputError: an unknown format, or a bad field, named.
+        InputError: an unknown format, a bad field, or a column that may hold part of the conversation and that the
+            format does not read (``columns.py``); it is named.
     """
     if not isinstance(row, Mapping):
         raise InputError(f"a row must be an object, got {type(row).__name__}")
-    row = {key: value for key, value in row.items() if value is not None}
+    row = {key: value for key, value in row.items() if not _is_absent(value)}
     if "chosen" in row or "rejected" in row:
         raise InputError("a row with chosen and rejected is a preference pair, not one conversation; read each apart")
-    if "messages" in row:
-        return _read_openai(row, _with_system(row, row["messages"]), inline_thinking)
-    if "conversations" in row:
-        return _read_sharegpt(row, inline_thinking)
-    if "instruction" in row:
-        return _read_alpaca(row, inline_thinking)
-    if "prompt" in row:
-        return _read_prompt(row, inline_thinking)
-    if "text" in row:
-        return Example("text", segments=((_string(row, "text"), 1.0),))
-    raise InputError(f"unknown row with keys {', '.join(map(str, row)) or '(none)'}; known are {_KNOWN}")
+    if "completion" in row and isinstance(row.get("label"), bool):
+        raise InputError("a row with completion and label says whether the reply is good; keep the good, without label")
+    try:
+        return _read(row, inline_thinking, inline_calls)
+    except RecursionError:
+        raise InputError("the row is nested too deeply; flatten it") from None
+
+
+def _read(row: dict[str, Any], thinking: bool, calls: bool) -> Example:
+    column = next((key for key in ("messages", "conversations", "instruction", "prompt", "text") if key in row), None)
+    if column is None:
+        raise InputError(f"unknown row with keys {', '.join(map(str, row)) or '(none)'}; known are {_KNOWN}")
+    for key in ("messages", "conversations", "history"):
+        if isinstance(row.get(key), str) and row[key].lstrip().startswith("["):
+            row[key] = _from_text(row, key)
+    kind: str = {"messages": "openai", "conversations": "sharegpt", "instruction": "alpaca"}.get(column, column)
+    if kind == "prompt":
+        kind = "strings" if isinstance(row["prompt"], str) else "prompt_completion"
+    ignored = check_columns(row, _READ[kind], kind not in ("strings", "text"), _is_answered(row, kind))
+    reading = Reading(thinking, calls, _tools(row) if kind not in ("strings", "text") else None)
+    if kind == "text":
+        example = Example("text", segments=((_string(row, "text"), 1.0),))
+    elif kind == "alpaca":
+        example = _read_alpaca(row, reading)
+    elif column == "prompt":
+        example = _read_prompt(row, reading)
+    else:
+        example = _read_chat(row, column, reading)
+    _check_segments(example, calls)
+    return replace(example, ignored=ignored)
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_answered(row: Mapping[str, Any], kind: str) -> bool:
+    """Whether the row brings the reply where its format has it."""
+    if kind in ("openai", "sharegpt"):
+        turns = row["messages" if kind == "openai" else "conversations"]
+        return isinstance(turns, list) and bool(turns) and speaker_of(turns[-1]) == "assistant"
+    return ("output" if kind == "alpaca" else "completion") in row
 
 
 def write_example(example: Example, format: Format) -> dict[str, Any]:
@@ -120,24 +153,24 @@ def _comparable(example: Example) -> tuple[Any, ...]:
     return messages, example.tools, weights, example.thinking, example.segments
 
 
-def _read_openai(row: Mapping[str, Any], rows: Any, inline: bool) -> Example:
-    messages = messages_from_openai(rows, inline_thinking=inline)
+def _read_openai(row: Mapping[str, Any], rows: Any, reading: Reading) -> Example:
+    """rows: messages in OpenAI's form."""
+    messages = messages_from_openai(rows, inline_thinking=reading.thinking)
     weights = {}
     for index, message in enumerate(rows):
-        weight = _weight(f"messages[{index}]", message)
+        weight = weight_of(f"messages[{index}]", message)
         if weight is not None:
             weights[index] = weight
-    return _checked(Example("openai", tuple(messages), _tools(row), weights, _thinking(row)))
+    return _checked(Example("openai", tuple(messages), reading.tools, weights, _thinking(row)))
 
 
-def _read_sharegpt(row: Mapping[str, Any], inline: bool) -> Example:
-    turns = row["conversations"]
-    if not isinstance(turns, list):
+def _read_chat(row: Mapping[str, Any], column: str, reading: Reading) -> Example:
+    turns = row[column]
+    if column == "conversations" and not isinstance(turns, list):
         raise InputError(f"conversations must be a list, got {type(turns).__name__}")
-    if turns and isinstance(turns[0], Mapping) and "role" in turns[0]:
-        return _read_openai(row, _with_system(row, turns), inline)
-    rows = [_turn(index, turn, inline) for index, turn in enumerate(turns)]
-    return replace(_read_openai(row, _with_system(row, rows), inline), format="sharegpt")
+    sharegpt = column == "conversations" and not (turns and isinstance(turns[0], Mapping) and "role" in turns[0])
+    example = _read_openai(row, _with_system(row, read_turns(column, turns, reading)), reading)
+    return replace(example, format="sharegpt") if sharegpt else example
 
 
 def _with_system(row: Mapping[str, Any], rows: Any) -> Any:
@@ -147,31 +180,7 @@ def _with_system(row: Mapping[str, Any], rows: Any) -> Any:
     return [{"role": "system", "content": _string(row, "system")}, *rows]
 
 
-def _turn(index: int, turn: Any, inline: bool) -> dict[str, Any]:
-    where = f"conversations[{index}]"
-    if not isinstance(turn, Mapping):
-        raise InputError(f"{where} must be an object with from and value, got {type(turn).__name__}")
-    speaker, value = turn.get("from"), turn.get("value")
-    role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
-        raise InputError(f"{where}.from is {speaker!r}; use one of {', '.join(_SPEAKERS)}")
-    if not isinstance(value, str):
-        raise InputError(f"{where}.value must be a string, got {type(value).__name__}")
-    kept = {key: turn[key] for key in ("weight", "train", "weights") if turn.get(key) is not None}
-    if speaker != "function_call":
-        return {"role": role, "content": value, **kept}
-    reasoning, text = split_thinking(value) if inline else (None, value)
-    try:
-        calls = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(
-            f"{where}.value is a function_call but not JSON; give an object with name and arguments"
-        ) from None
-    listed = calls if isinstance(calls, list) else [calls]
-    return {"role": role, "content": "", "reasoning_content": reasoning, "tool_calls": listed, **kept}
-
-
-def _read_alpaca(row: Mapping[str, Any], inline: bool) -> Example:
+def _read_alpaca(row: Mapping[str, Any], reading: Reading) -> Example:
     rows = []
     history = row.get("history") or []
     if not isinstance(history, list):
@@ -184,10 +193,11 @@ def _read_alpaca(row: Mapping[str, Any], inline: bool) -> Example:
     if row.get("input"):
         question += "\n" + _string(row, "input")
     rows += [{"role": "user", "content": question}, {"role": "assistant", "content": _string(row, "output")}]
-    return replace(_read_openai(row, _with_system(row, rows), inline), format="alpaca")
+    turns = _with_system(row, read_turns("turns", rows, reading))
+    return replace(_read_openai(row, turns, reading), format="alpaca")
 
 
-def _read_prompt(row: Mapping[str, Any], inline: bool) -> Example:
+def _read_prompt(row: Mapping[str, Any], reading: Reading) -> Example:
     """TRL's rows: strings are plain text, lists are messages of which only the completion's are trained."""
     prompt, completion = row["prompt"], row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str | None):
@@ -195,46 +205,50 @@ def _read_prompt(row: Mapping[str, Any], inline: bool) -> Example:
         return Example("prompt_completion", segments=segments)
     if not isinstance(prompt, list) or not isinstance(completion, list | None):
         raise InputError("prompt and completion must both be strings or both be lists of messages")
-    prompt = _with_system(row, prompt)
-    example = _read_openai(row, [*prompt, *(completion or [])], inline)
-    asked = [index for index, message in enumerate(example.messages[: len(prompt)]) if message.role == "assistant"]
+    count = len(_with_system(row, read_turns("prompt", prompt, reading)))
+    # Read as one conversation: a result at the beginning of the completion answers a call at the end of the prompt.
+    turns = _with_system(row, read_turns("messages", [*prompt, *(completion or [])], reading))
+    example = _read_openai(row, turns, reading)
+    asked = [index for index, message in enumerate(example.messages[:count]) if message.role == "assistant"]
     silent = dict.fromkeys(asked, TurnWeights(0.0, 0.0, 0.0))
     return replace(example, format="prompt_completion", weights={**example.weights, **silent})
 
 
-def _weight(where: str, message: Mapping[str, Any]) -> TurnWeights | None:
-    """The turn's weights from ``weight`` (a number), ``train`` (true or false) or ``weights`` (by part)."""
-    values = {key: message[key] for key in ("weight", "train", "weights") if message.get(key) is not None}
-    if not values:
-        return None
-    if len(values) > 1:
-        raise InputError(f"{where} has {' and '.join(values)}; give one of them")
-    [(key, value)] = values.items()
-    if message.get("role") != "assistant":
-        if value:
-            raise InputError(f"{where}.{key} is set on a {message.get('role')} turn; only assistant turns are trained")
-        return None
-    if key == "weights":
-        if not isinstance(value, Mapping) or not set(value) <= {"reasoning", "content", "calls"}:
-            raise InputError(f"{where}.weights must be an object with reasoning, content, calls")
-        return TurnWeights(**{part: weight for part, weight in value.items() if weight is not None})
-    if key == "train" and not isinstance(value, bool):
-        raise InputError(f"{where}.train must be true or false, got {value!r}")
-    weight = float(value) if isinstance(value, bool) else value
-    return TurnWeights(weight, weight, weight)
-
-
 def _tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...] | None:
+    """The tools without padded nulls; JSON as text, of all or of one, is taken at its word."""
     tools = row.get("tools")
     if isinstance(tools, str) and tools:
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError):
-            raise InputError("tools is text but not JSON; give a list of objects") from None
+        tools = _from_text(row, "tools")
+    elif isinstance(tools, list):
+        tools = [_tool(index, tool) for index, tool in enumerate(tools)]
     if not tools:
         return None
     validate_tools(tools)
     return tuple(tools)
+
+
+def _tool(index: int, tool: Any) -> Any:
+    if isinstance(tool, str) and tool.lstrip().startswith("{"):
+        return _from_text({f"tools[{index}]": tool}, f"tools[{index}]")
+    return meant_tool(tool)
+
+
+def _from_text(row: Mapping[str, Any], key: str) -> Any:
+    try:
+        return json.loads(row[key])
+    except (ValueError, RecursionError):
+        raise InputError(f"{key} is text but not JSON; give a list of objects") from None
+
+
+def _check_segments(example: Example, calls: bool) -> None:
+    """Refuse plain text that spells a chat: what a template writes as tokens would be ordinary characters."""
+    for text, _ in example.segments:
+        if _RENDERED.search(text):
+            raise InputError("the text is a rendered chat, whose tags are no tokens here; give its turns as messages")
+        if calls and spells_call(text):
+            raise InputError(
+                "the text spells a tool call, whose tags are no tokens here; give messages with tool_calls"
+            )
 
 
 def _thinking(row: Mapping[str, Any]) -> bool | None:
@@ -271,7 +285,7 @@ def _string(row: Mapping[str, Any], key: str) -> str:
 def _write_openai(example: Example) -> dict[str, Any] | None:
     if example.segments:
         return None
-    rows = messages_to_openai(example.messages)
+    rows = _message_rows(example.messages)
     for index, turn in example.weights.items():
         if turn.reasoning == turn.content == turn.calls:
             rows[index]["weight"] = turn.content
@@ -280,10 +294,19 @@ def _write_openai(example: Example) -> dict[str, Any] | None:
     return {"messages": rows, **_extras(example)}
 
 
+def _message_rows(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    rows = messages_to_openai(messages)
+    for call in (call for row in rows for call in row.get("tool_calls", ())):
+        if holds_null(call["function"]["arguments"]):  # as text, so that nobody takes a null for padding
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return rows
+
+
 def _extras(example: Example) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if example.tools:
-        extras["tools"] = list(example.tools)
+        tools = list(example.tools)
+        extras["tools"] = json.dumps(tools, ensure_ascii=False) if holds_null(tools) else tools
     if example.thinking is not None:
         extras["chat_template_kwargs"] = {"enable_thinking": example.thinking}
     return extras
@@ -332,7 +355,7 @@ def _write_prompt(example: Example) -> dict[str, Any] | None:
     if example.segments:
         texts = [text for text, _ in example.segments]
         return dict(zip(("prompt", "completion"), texts, strict=False)) if len(texts) <= 2 else None
-    rows = messages_to_openai(example.messages)
+    rows = _message_rows(example.messages)
     trained = [i for i, m in enumerate(example.messages) if m.role == "assistant" and i not in example.weights]
     start = trained[0] if trained else len(rows)
     row: dict[str, Any] = {"prompt": rows[:start]}

@@ -26,7 +26,9 @@ _LISTS = {"tokens": str, "token_type": int, "merges": str}
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _KNOWN_ENDS = ("<|im_end|>", "<|endoftext|>")
 _OWN_ENDS = "twofold.end_token_ids"  # all of them and no other, where the above would say something else
-_OWN_WORDS = "twofold.word_token_ids"  # added words, which are data, among tokens that are structure
+_OWN_WORDS = (
+    "twofold.word_token_ids"  # added words that are matched in normalised text, of which the format has no kind
+)
 _MODEL = "gpt2"  # llama.cpp's word for a byte-level BPE
 _OTHER_MODELS = {"llama": "SentencePiece", "t5": "SentencePiece unigram", "bert": "WordPiece"}
 
@@ -168,7 +170,7 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int, ends: Sequence[int] | None 
         **_role_keys(tokenizer, ends),
     }
     metadata = {_KEY + key: value for key, value in values.items()}
-    if words := [i for i in tokenizer.structure if tokenizer.is_word(i)]:
+    if words := [t["id"] for t in specification["added_tokens"] if t["normalized"] and not t["special"]]:
         metadata[_OWN_WORDS] = words
     return metadata if gguf_ends(metadata, tokenizer, "") == ends else metadata | {_OWN_ENDS: list(ends)}
 

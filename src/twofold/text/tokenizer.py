@@ -2,7 +2,8 @@
 
 A thin wrapper over ``tokenizers``. It keeps two encoders apart: ``encode`` treats its input as data, so a control
 token's spelling inside user text never becomes that control token; ``encode_with_special`` is for text that
-the program itself wrote. Added words (``add_words``) are no structure but vocabulary, and both encoders read them.
+the program itself wrote. Other added tokens (``add_words``, and those of a fine-tune) are no structure but vocabulary,
+and both encoders read them.
 Not here: chat structure (``chat.py``) and the meaning of sampled tokens (``parse.py``).
 """
 
@@ -12,8 +13,8 @@ import codecs
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,8 @@ class Tokenizer:
         self._full = backend
         self._roles = roles or Roles()
         self.bos_id = beginning(backend)
-        self._plain = _without_added_tokens(backend)
+        self._plain = _without_structure(backend, _words(added, {self.bos, *astuple(self._roles)}))
         self._special = {i: bool(token.special) for i, token in added.items()}
-        self._words = _words(backend)
         self._added = {token.content: i for i, token in added.items()}
         vocab = backend.get_vocab(with_added_tokens=True)
         self.foreign = _foreign({token: i for token, i in vocab.items() if i not in added})
@@ -212,7 +212,7 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(json.loads(self.to_json()), sort_keys=True).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        """Encode data. Spellings of control tokens inside ``text`` are ordinary characters."""
+        """Encode data. Spellings of control tokens are ordinary characters; added words are one token each."""
         return _encode(self._plain, text).ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
@@ -290,10 +290,6 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """True for tokens that ``decode(skip_special_tokens=True)`` drops."""
         return self._special.get(token_id, False)
-
-    def is_word(self, token_id: int) -> bool:
-        """True for added words, which are vocabulary and no structure."""
-        return token_id in self._words
 
     def control_id(self, token: str) -> int | None:
         """Id of an added token, None when this tokenizer has no such added token."""
@@ -420,18 +416,22 @@ def _foreign(vocab: dict[str, int]) -> dict[int, str]:
     alphabet = frozenset(_UNICODE_TO_BYTE)
     if alphabet.issuperset("".join(vocab)):
         return {}
-    return {i: token for token, i in sorted(vocab.items()) if not alphabet.issuperset(token)}
+    return {i: token for i, token in sorted(vocab.items()) if not alphabet.issuperset(token)}
 
 
-def _words(full: tokenizers.Tokenizer) -> dict[int, AddedToken]:
-    """Added tokens that are vocabulary and no structure, by id: the library's default for what a user adds."""
-    added = full.get_added_tokens_decoder()
-    return {i: token for i, token in sorted(added.items()) if token.normalized and not token.special}
+def _words(added: Mapping[int, AddedToken], named: Collection[Any]) -> dict[int, AddedToken]:
+    """Added tokens that are vocabulary, by id: all but the structure, which has names.
+
+    The names are those of the chat families and of Qwen's own vocabulary, and of the tokens with a role. How a token is
+    flagged says nothing: fine-tunes add theirs with any flags, as special ones too.
+    """
+    structure = {*(token for token, _ in ADDED_TOKENS), *named}
+    return {i: token for i, token in sorted(added.items()) if token.content not in structure}
 
 
-def _without_added_tokens(full: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def _without_structure(full: tokenizers.Tokenizer, words: Mapping[int, AddedToken]) -> tokenizers.Tokenizer:
     # encode_special_tokens of the library covers only tokens flagged special; <think> and <tool_call> are not.
-    if words := _words(full):
+    if words:
         specification = json.loads(full.to_str()) | {"added_tokens": [], "post_processor": None}
         specification["model"]["vocab"] |= {token.content: i for i, token in words.items()}  # else they get other ids
         plain = tokenizers.Tokenizer.from_str(json.dumps(specification))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from twofold.model.peft_io import load_adapter
 from twofold.model.qwen3 import Qwen3
 from twofold.post.sft import StoredExamples
 from twofold.recipes.pretrain import save_model
+from twofold.recipes.sft import RowsConfig, prepare_rows
 from twofold.text.chat import Renderer
 from twofold.text.tokenizer import Tokenizer
 from twofold.train.loop import FitConfig, Trainer
@@ -161,6 +164,18 @@ def test_bad_rows_stop_the_run_or_are_counted(init: Path, data: Path, tmp_path: 
     ]
     shown = run(*settings(init, path, **more, **{"rows.too_long": "error"}), "--out", tmp_path / "b", code=1)
     assert "bad.jsonl:42" in shown and "rows.too_long=skip" in shown
+
+
+def test_columns_that_nothing_reads_stop_the_run_or_are_counted(init: Path, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "columns.jsonl.gz"
+    rows = [json.loads(line) | {"id": 7, "response": "z"} for line in data.read_text().splitlines()[:8]]
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    shown = run(*settings(init, path), "--out", tmp_path / "a", code=1)
+    assert "columns.jsonl.gz:1" in shown and "'response'" in shown and "rows.ignore=" in shown
+    config = RowsConfig(init=str(init), data=str(path), ignore=("response",))
+    (tmp_path / "b").mkdir()
+    prepare_rows(SimpleNamespace(config=config, inputs={}, out=tmp_path / "b"))  # type: ignore[arg-type]
+    assert read_json(tmp_path / "b" / "result.json")["ignored_columns"] == {"id": 8}
 
 
 CALL = {"type": "function", "function": {"name": "calculator", "arguments": '{"expression": "2+2"}'}}

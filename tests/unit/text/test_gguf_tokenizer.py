@@ -137,7 +137,8 @@ def test_added_tokens_anywhere_keep_their_ids(tokenizer: Tokenizer) -> None:
     assert found.is_special(1) and not found.is_special(2) and found.control_id("[PAD3]") is None
     ids = found.encode_with_special("the<|im_end|><pad fox")
     assert 1 in ids and 2 in ids and found.decode(ids) == "the<|im_end|><pad fox"
-    assert not {0, 1, 2} & set(found.encode("the<|im_end|><pad fox"))
+    data = found.encode("the<|im_end|><pad fox")
+    assert 2 in data and not {0, 1} & set(data)  # the chat format is structure, other added tokens are vocabulary
     shift = {found.token_bytes(i) for i in found.encode(TEXTS[0])}
     assert shift == {tokenizer.token_bytes(i) for i in tokenizer.encode(TEXTS[0])}
 
