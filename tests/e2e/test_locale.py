@@ -37,7 +37,7 @@ def test_commands_in_an_ascii_pipe(model: Path, tmp_path: Path) -> None:
     code, out = run(tmp_path, "inspect", model.name, **C)
     assert code == 0 and b"mod?le ?" in out and out.isascii()
     code, out = run(tmp_path, "data", "view", data.name, "--model", model.name, **C)
-    assert code == 0 and b"na?ve" in out and out.isascii()
+    assert code == 0 and b"na?" in out and out.isascii()
     code, out = run(tmp_path, "inspect", "é客", **C)
     assert code == 1 and b"error: " in out
     settings = ("--set", "max_tokens=4", "--set", "stop=2024")
