@@ -286,8 +286,8 @@ def sampling_from(assignments: list[str]) -> dict[str, Any]:
         if not separator or name not in FIELDS:
             raise InputError(f"sampling is set as KEY=VALUE, got {assignment!r}; there are {', '.join(FIELDS)}")
         value = parse_value(text)
-        if name == "stop" and isinstance(value, str):
-            value = [value]
+        if name == "stop" and value is not None and not isinstance(value, list):  # text, whatever it looks like
+            value = [value if isinstance(value, str) else text]
         sampling[name] = tuple(value) if isinstance(value, list) else value
     return sampling
 

@@ -29,6 +29,7 @@ from twofold.base.log import usable_processors
 from twofold.base.malloc import MALLOC_SETTINGS, ensure_malloc_settings
 from twofold.base.progress import duration_text
 from twofold.base.records import InputError
+from twofold.base.streams import ensure_utf8_paths, forgiving_streams
 from twofold.recipes.chain import Chain, ChainError
 
 BuildRecipe = Callable[[list[str], int], Chain]
@@ -70,8 +71,10 @@ app.add_typer(data_app, name="data")
 
 def main() -> None:
     """Entry point of the ``twofold`` command."""
+    ensure_utf8_paths()
     if HEAVY_COMMANDS & set(sys.argv[1:3]):
         ensure_malloc_settings()
+    forgiving_streams()
     try:
         app()
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,23 +30,37 @@ class Config(BaseModel):
 
         Args:
             assignments: strings ``a.b.c=value``; values are read as JSON where possible (``2e6`` is accepted
-                for integer fields when it is whole), otherwise as plain text.
+                for integer fields when it is whole), otherwise as plain text. Where text is wanted, ``2024``,
+                ``1e5`` and ``null`` are text; a JSON string is what its quotes hold.
 
         Raises:
             ConfigError: unknown key, malformed assignment, or a value of the wrong type.
         """
-        tree = self.model_dump()
+        pairs = []
         for assignment in assignments:
             path, separator, text = assignment.partition("=")
             if not separator or not path:
                 raise ConfigError(f"--set takes KEY=VALUE, got {assignment!r}")
-            _set_leaf(tree, self, path, parse_value(text))
+            pairs.append((path, text))
         try:
-            return type(self).model_validate(tree)
+            try:
+                return type(self).model_validate(self._with(pairs, ()))
+            except ValidationError as error:
+                as_text = [path for path, _ in pairs if _wants_text(path, error)]
+                if not as_text:
+                    raise
+            return type(self).model_validate(self._with(pairs, as_text))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from None
+
+    def _with(self, pairs: Sequence[tuple[str, str]], as_text: Collection[str]) -> dict[str, Any]:
+        """The values as a tree, with leaves replaced; those named in ``as_text`` are not read as JSON."""
+        tree = self.model_dump()
+        for path, text in pairs:
+            _set_leaf(tree, self, path, text if path in as_text else parse_value(text))
+        return tree
 
     def digest(self) -> str:
         """Stable hash of the values: 16 hex digits of SHA-256 over canonical JSON."""
@@ -63,11 +77,22 @@ def parse_value(text: str) -> Any:
     """A value from the command line: JSON where possible, a whole number as 2e6 too, otherwise plain text."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON; or a number or nesting that Python refuses
         return text
     if isinstance(value, float) and value.is_integer() and any(mark in text for mark in "eE"):
         return int(value)  # 2e6 names a count; pydantic turns it back into a float where one is wanted
     return value
+
+
+def _wants_text(path: str, error: ValidationError) -> bool:
+    """Whether the value at ``path`` was refused because it is no text (a union's branch may follow in the place)."""
+    keys = tuple(path.split("."))
+    for found in error.errors():
+        where, branch = found["loc"][: len(keys)], found["loc"][len(keys) :]
+        of_value = not branch or (len(branch) == 1 and branch[0] == "str")
+        if found["type"] == "string_type" and where == keys and of_value:
+            return True
+    return False
 
 
 def _set_leaf(tree: dict[str, Any], config: Config, path: str, value: Any) -> None:

@@ -1,6 +1,7 @@
-"""Files that are either whole or absent: atomic writes, hashes, JSON and JSON Lines.
+"""Files that are either whole or absent: atomic writes, hashes, JSON and JSON Lines; paths that people type.
 
-Every file Twofold writes goes through here: a temporary name beside the target, fsync, rename. Imports no torch.
+Every file Twofold writes goes through here: a temporary name beside the target, fsync, rename. A path whose bytes the
+locale cannot read has lone surrogates in Python; files stay UTF-8 all the same. Imports no torch.
 """
 
 from __future__ import annotations
@@ -8,12 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from twofold.base.records import InputError
+
+_LONE = re.compile(r"[\ud800-\udfff]")
+
+
+def named_path(text: str) -> Path:
+    """The absolute path that somebody typed; ``~`` and ``~name`` at its start are homes.
+
+    What lies there under the very name comes first, and ``~name`` of no user is a name like any other.
+    """
+    path = Path(text)
+    if not os.path.lexists(path):
+        with suppress(RuntimeError):  # no such user, or no home
+            path = path.expanduser()
+    return path.absolute()
 
 
 @contextmanager
@@ -40,14 +56,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; bytes of paths that the locale could not read come out as they were."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(_mended(text) if _LONE.search(text) else text, encoding="utf-8")
+
+
+def _mended(text: str) -> str:
+    """Text without lone surrogates: those that stand for bytes are read as UTF-8, the rest is replaced."""
+    bytes_alone = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "\ufffd", text)
+    return bytes_alone.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, _json(value, indent=1) + "\n")
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON in which a lone surrogate is an escape, so that what is read again is the very same text."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if text.isascii() else _LONE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def read_json(path: Path) -> Any:
@@ -76,7 +104,7 @@ def read_json_object(path: Path, broken: str) -> dict[str, Any]:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value a line, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(_json(row) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -64,7 +64,7 @@ def peak_memory_bytes() -> int:
 def _status(name: str) -> int | None:
     """A size from what Linux tells of this process, in bytes."""
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return None

@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 MALLOC_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
@@ -39,11 +40,15 @@ def ensure_malloc_settings() -> None:
     is refused by the system the process goes on as it is, only slower.
     """
     environment = wanted_environment(os.environ)
-    if environment is None or not sys.executable:
+    if environment is not None:
+        start_again(environment)
+
+
+def start_again(environment: Mapping[str, str]) -> None:
+    """Replace this process by itself in another environment; returns only where the system refuses."""
+    if not sys.executable:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    try:
+    with suppress(OSError):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-    except OSError:
-        return

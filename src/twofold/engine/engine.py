@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from twofold.base.batch import boundaries, positions
+from twofold.base.interrupt import uninterrupted
 from twofold.base.records import Completion, InputError, Request
 from twofold.engine.blocks import BlockManager, root_key
 from twofold.engine.draft import prompt_lookup
@@ -260,6 +261,7 @@ class Engine:
         self._check(request, "the request")
         return self._queue(request, self._events if sink is None else sink, key=key)
 
+    @uninterrupted()
     def abort(self, request_ids: int | Collection[int]) -> None:
         """End the samples of a request, or of several; their slots and blocks are free at once, and the next ``step``
         delivers their last events. Does nothing to a request that has ended."""
@@ -381,11 +383,12 @@ class Engine:
         logits_RV = runner.logits(self._pick(hidden_TD, wanted))
         ended: list[Sample] = []
         place = 0
-        while drawing.samples:
-            drawing = self._draw(drawing, logits_RV, place, ended)
-            place += 1
-        if ended:
-            self._scheduler.end(ended)
+        with uninterrupted():  # a sample that has left the sampler but not the engine could not be aborted
+            while drawing.samples:
+                drawing = self._draw(drawing, logits_RV, place, ended)
+                place += 1
+            if ended:
+                self._scheduler.end(ended)
 
     def _restore_cache(self) -> None:
         """After ``sleep``, samples wait that are to go on."""

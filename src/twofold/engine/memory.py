@@ -51,7 +51,7 @@ def free_bytes(device: torch.device) -> int:
 def _meminfo() -> int | None:
     """What Linux calls available, in bytes."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None

@@ -17,6 +17,7 @@ import warnings
 import torch
 from torch import nn
 
+from twofold.base.interrupt import uninterrupted
 from twofold.engine.inputs import StepInputs
 from twofold.model.attn_inputs import AttnInputs, PagedKV, Pools
 from twofold.model.quantised import PackedWeight
@@ -111,7 +112,7 @@ class Replay:
         return hidden_RD
 
     def _record(self, given: tuple[object, ...]) -> torch.jit.ScriptModule | None:
-        with warnings.catch_warnings():
+        with uninterrupted(), warnings.catch_warnings():  # the tracer loses a KeyboardInterrupt, or dies of it
             warnings.simplefilter("ignore")  # of torch.jit's age, and of sizes that are fixed by the model
             try:
                 return torch.jit.trace(_Step(self.model), given, check_trace=False)

@@ -36,3 +36,22 @@ def piecewise(tokens: int, points: Sequence[tuple[float, float]]) -> float:
         if tokens <= end:
             return low + (high - low) * (tokens - begin) / (end - begin)
     return points[-1][1]
+
+
+def remark(total: int, warmup: int, decay: Decay, start: float = 1.0, end: float = 1.0) -> str | None:
+    """What is odd about a schedule over ``total`` steps, in one sentence that names the setting; None if nothing is.
+
+    A warm-up that takes the whole run, or a decay that never lowers the rate. "constant" says so itself.
+    """
+    if total < 1 or (total == 1 and warmup < 1):
+        return None
+    last = lr_scale(total - 1, total, warmup, decay, start, end)
+    if warmup >= total:
+        reached = f"the rate ends at {last:.0%} of what was asked for" if last < start else "there is no step after it"
+        return f"the warm-up of {warmup} steps takes the whole run of {total}: {reached}; set warmup below {total}"
+    if decay != "constant" and last >= start:
+        why = (
+            f"from start={start:g} to end={end:g}" if end >= start else f"there are {total - warmup} after the warm-up"
+        )
+        return f"decay={decay} never lowers the rate in {total} steps: {why}; set decay=constant if that is meant"
+    return None

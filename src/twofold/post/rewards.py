@@ -1,13 +1,18 @@
 """Rewards: each a named number in [0, 1] for one episode; a query kind decides how they are weighed.
 
 Two sorts, as in Qwen3's general RL: rules (verdicts, formats, modes) and comparison with a reference answer. The
-verifier is the task's own, the same one that evaluation uses. Not here: advantages, judges by another model.
+verifier is the task's own, the same one that evaluation uses. A reward that is no number is refused before it can spoil
+the advantages of its group. Not here: advantages, judges by another model.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Mapping
+from numbers import Real
 
+from twofold.base.records import InputError
 from twofold.episodes.play import Trajectory
 from twofold.tasks.instruct import follows_style
 
@@ -49,3 +54,31 @@ def general_reward(trajectory: Trajectory) -> dict[str, float]:
 def brevity(trajectory: Trajectory, limit: int) -> float:
     """1 for a thought within ``limit`` tokens, falling linearly to 0 at twice that (length control)."""
     return max(0.0, min(1.0, 2.0 - trajectory.thinking_tokens / limit))
+
+
+def checked(parts: object, trajectory: Trajectory) -> dict[str, float]:
+    """What a reward function gave for one episode, as floats: names with finite numbers, whose sum is finite too.
+
+    Raises:
+        InputError: it is something else; the message has the reward's name, its value and the query.
+    """
+    where = f"for {trajectory.query.item.prompt[:80]!r}"
+    if not isinstance(parts, Mapping):
+        raise InputError(f"the reward function gave {parts!r} {where}; let it return {{name: number}}")
+    for name, value in parts.items():
+        if not isinstance(value, Real) or not _finite(value):
+            raise InputError(
+                f"reward {name!r} is {value!r} {where}, which is no finite number; nothing was trained on it. Let the "
+                "reward function give a number there too, such as 0.0 for what cannot be judged"
+            )
+    values = {str(name): float(value) for name, value in parts.items()}
+    if not math.isfinite(sum(values.values())):
+        raise InputError(f"rewards {', '.join(map(repr, values))} are too large to be added {where}; scale them down")
+    return values
+
+
+def _finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False

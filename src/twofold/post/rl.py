@@ -17,6 +17,7 @@ from twofold.base.config import Config
 from twofold.base.records import InputError, SamplingParams
 from twofold.engine.engine import Engine
 from twofold.episodes.play import Trajectory, play
+from twofold.post.rewards import checked
 from twofold.tasks.query import Query
 from twofold.text.chat import Renderer
 from twofold.train.loop import TrainError
@@ -45,6 +46,17 @@ class RLConfig(Config):
     entropy_low: float = 0.0
     entropy_high: float = 10.0
     entropy_coef_max: float = 0.02
+
+    def problem(self) -> str | None:
+        """Why no step with these settings could learn anything; None where one could."""
+        if self.group_size < 2:
+            return f"group_size={self.group_size}: an episode is compared with others of its query; give 2 or more"
+        for name in ("queries_per_step", "minibatches"):
+            if getattr(self, name) < 1:
+                return f"{name}={getattr(self, name)} leaves nothing to train on; give 1 or more"
+        if self.temperature < 1e-5:
+            return f"temperature={self.temperature:g} makes all episodes of a query the same; give more than 0"
+        return None
 
 
 class EntropyController:
@@ -108,14 +120,22 @@ class RolloutSource:
         return not self._pending
 
     def next_step(self) -> list[TokenBatch]:
-        """The next mini-batch; new rollouts when the last are used up."""
+        """The next mini-batch; new rollouts when the last are used up.
+
+        Raises:
+            InputError: settings with which nothing can be learnt, before anything is sampled; a reward that is no
+                number. TrainError: rollouts without any signal.
+        """
         if self._pending:
             self.metrics = {**self.metrics, "on_policy": 0.0}
             return self._pending.pop(0)
+        problem = self.config.problem() or (None if self.queries else "there are no queries to sample from; give some")
+        if problem:
+            raise InputError(problem)
         self.engine.update_weights()
         for _ in range(_MAX_REDRAWS):
             groups = self._sample()
-            parts = [[self.reward(t) for t in group] for group in groups]
+            parts = [[checked(self.reward(t), t) for t in group] for group in groups]
             rewards = [[sum(named.values()) for named in row] for row in parts]
             self.metrics = self._metrics(groups, parts, rewards)
             chosen = self._with_advantages(groups, rewards)

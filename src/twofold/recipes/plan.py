@@ -212,7 +212,9 @@ def rehearse(job: dict[str, Any]) -> dict[str, Any]:
     paths = [str(Path(twofold.__file__).parent.parent), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     command = [sys.executable, "-m", "twofold.recipes.rehearse"]
-    run = subprocess.run(command, input=json.dumps(job), env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        command, input=json.dumps(job), env=environment, capture_output=True, text=True, errors="replace"
+    )
     if run.returncode:
         last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
         raise InputError(f"stage {job['stage']} fails when it is rehearsed: {last}")

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from twofold.base.config import Config
 from twofold.base.files import read_json, read_jsonl, write_json, write_jsonl
 from twofold.base.records import Message, SamplingParams
@@ -66,6 +68,15 @@ class RLStageConfig(Config):
     pass_rate: tuple[float, float] = (0.01, 0.95)
     probe_samples: int = 8
     tuned: tuple[float, ...] = ()
+
+    @field_validator("rl")
+    @classmethod
+    def _can_learn(cls, rl: RLConfig) -> RLConfig:
+        """Refused here, the stages before it have not been run for nothing."""
+        problem = rl.problem()
+        if problem:
+            raise ValueError(problem)
+        return rl
 
 
 class RejectionConfig(Config):

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from twofold.base.batch import pack
 from twofold.base.config import Config, ConfigError
-from twofold.base.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from twofold.base.files import named_path, read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from twofold.base.hub import hub_name, local
 from twofold.base.records import InputError, SamplingParams
 from twofold.base.split import held_out
@@ -160,7 +160,7 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
 
 
 def _checkpoint(text: str) -> Path:
-    path = local(Path(text).expanduser()).absolute()
+    path = local(named_path(text)).absolute()
     if not text or not is_checkpoint(path):
         what = f"{text} is no checkpoint" if text else "the checkpoint is missing"
         raise ConfigError(f"{what}; give a model folder, .gguf file or name: --set init=PATH --set data=FILE.jsonl")
@@ -176,7 +176,7 @@ def _check_device(name: str) -> None:
 
 
 def _file(text: str) -> Path:
-    path = Path(text).expanduser().absolute()
+    path = named_path(text)
     if not text or not path.is_file():
         what = f"{text} is {'a folder' if path.is_dir() else 'no file'}" if text else "the data file is missing"
         raise ConfigError(f"{what}; give conversations as JSON Lines: --set data=FILE.jsonl")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 
@@ -33,4 +34,5 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping at the end of this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        with suppress(RuntimeError, OSError, ValueError):  # it may have come in the middle of writing there
+            print("\nstopping at the end of this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)

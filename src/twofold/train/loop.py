@@ -14,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from twofold.base.batch import BatchSource, TokenBatch
 from twofold.base.config import Config
@@ -26,8 +26,9 @@ from twofold.base.records import InputError
 from twofold.model.parallel import Parallel, collect, kinds, reorder, row_order, tensor_ranks
 from twofold.model.qwen3 import Qwen3
 from twofold.model.weights import split_sizes
+from twofold.optim.groups import GROUPS, Group, WeightDecay, group_of
 from twofold.optim.muon import MatrixParameter, Muon
-from twofold.optim.schedule import Decay, lr_scale, piecewise
+from twofold.optim.schedule import Decay, lr_scale, piecewise, remark
 from twofold.train import checkpoint, flight, micro
 from twofold.train.compute import Precision, compiled, in_precision
 from twofold.train.interrupt import Interrupt
@@ -47,13 +48,14 @@ class OptimConfig(Config):
     """Learning rates and schedule. ``muon_lr`` 0 gives every parameter to AdamW.
 
     ``decay`` may be (tokens, multiplier) points instead of a name: the rate is linear between them, in tokens trained,
-    and ``warmup``, ``start`` and ``end`` have no meaning.
+    and ``warmup``, ``start`` and ``end`` have no meaning. ``weight_decay`` as a number is for matrices alone; give
+    {"matrices": 0.1, "embeddings": 0.1} to shrink other groups as well.
     """
 
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] | WeightDecay = 0.0
     grad_clip: float = 1.0
     warmup: int = 10
     decay: Decay | tuple[tuple[float, float], ...] = "linear"
@@ -68,6 +70,18 @@ class OptimConfig(Config):
             if not tokens or tokens != sorted(set(tokens)):
                 raise ValueError("decay needs (tokens, multiplier) points whose tokens rise")
         return decay
+
+    def shrinks(self, group: Group) -> float:
+        """Weight decay of a group of parameters."""
+        if isinstance(self.weight_decay, WeightDecay):
+            return float(getattr(self.weight_decay, group))
+        return self.weight_decay if group == "matrices" else 0.0
+
+    def remark(self, steps: int) -> str | None:
+        """What is odd about the rate over a run of ``steps`` steps, or None."""
+        if isinstance(self.decay, str):
+            return remark(steps, self.warmup, self.decay, self.start, self.end)
+        return None
 
     def scale(self, step: int, steps: int, tokens: int) -> float:
         """Multiplier of the peak rates at a step (0-based) that begins after ``tokens`` trained tokens."""
@@ -168,6 +182,9 @@ class Trainer:
         _check_parallel(self.objective, self.parallel, self.config)
         store = Store(self.work, self.parallel, self.config.keep_every, self.config.keep_last)
         self._resume(store)
+        odd = self.optim.remark(self.steps)
+        if odd and self.step < self.steps and self.parallel.world.rank == 0:
+            warnings.warn(f"learning rate: {odd}", RuntimeWarning, stacklevel=2)
         with Interrupt() as interrupt, compiled(self.model, self.config.compile):
             try:
                 self._run(store, interrupt)
@@ -437,7 +454,7 @@ def _check_parallel(objective: Objective, parallel: Parallel, config: FitConfig)
 def build_optimizers(model: Qwen3, optim: OptimConfig) -> dict[str, tuple[torch.optim.Optimizer, float]]:
     """Muon for the matrices inside layers (not routers, not adapters), AdamW for the rest; each with its peak rate."""
     matrices: list[MatrixParameter] = []
-    rest: list[torch.nn.Parameter] = []
+    rest: dict[Group, list[torch.nn.Parameter]] = {group: [] for group in GROUPS}
     ranks = tensor_ranks(model)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -447,10 +464,14 @@ def build_optimizers(model: Qwen3, optim: OptimConfig) -> dict[str, tuple[torch.
             order = row_order(model, name, ranks)
             matrices.append(MatrixParameter(parameter, tuple(split_sizes(model.config, name)), order))
         else:
-            rest.append(parameter)
-    groups = [{"params": alike} for alike in kinds(rest)]
-    adamw = torch.optim.AdamW(groups, lr=optim.adam_lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
+            rest[group_of(name, parameter.dim())].append(parameter)
+    groups = [
+        {"params": alike, "name": group, "weight_decay": optim.shrinks(group)}
+        for group, parameters in rest.items()
+        for alike in kinds(parameters)
+    ]
+    adamw = torch.optim.AdamW(groups, lr=optim.adam_lr, betas=optim.betas, fused=True)
     out: dict[str, tuple[torch.optim.Optimizer, float]] = {"adamw": (adamw, optim.adam_lr)}
     if matrices:
-        out["muon"] = (Muon(matrices, optim.muon_lr, weight_decay=optim.weight_decay), optim.muon_lr)
+        out["muon"] = (Muon(matrices, optim.muon_lr, weight_decay=optim.shrinks("matrices")), optim.muon_lr)
     return out

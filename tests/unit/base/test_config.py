@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -67,3 +68,63 @@ def test_digest_depends_on_values_alone() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "5"}
     other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == digest({"ü": [None, True], "a": 1.5})
+
+
+class Named(Config):
+    """Fields that take text, alone and beside other things."""
+
+    text: str = ""
+    maybe: str | None = None
+    either: str | tuple[int, ...] = ""
+    kind: Literal["full", "lora"] = "full"
+    count: int = 0
+    words: tuple[str, ...] = ()
+    table: dict[str, str] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024",
+        "1e5",
+        "2e6",
+        "true",
+        "null",
+        "[1, 2]",
+        '{"x": 1}',
+        "-1.50",
+        "NaN",
+        "Infinity",
+        "~name",
+        "a=b",
+        "1" * 5000,
+    ],
+)
+def test_what_looks_like_a_number_is_text_where_text_is_wanted(text: str) -> None:
+    assert Named().override([f"text={text}"]).text == text
+
+
+def test_text_beside_other_kinds() -> None:
+    assert Named().override(["maybe=null"]).maybe is None and Named().override(["maybe=2024"]).maybe == "2024"
+    assert Named().override(["either=[1, 2]"]).either == (1, 2) and Named().override(["either=2024"]).either == "2024"
+    assert Named().override(['text="2024"', "count=2e3"]) == Named(text="2024", count=2000)
+    assert Named().override(["text=1", "text=2024", "count=3"]) == Named(text="2024", count=3)
+    assert Named().override(["text=" + "[" * 100_000]).text == "[" * 100_000
+    nested = Outer().override(["inner.tokens=1e5"])
+    assert nested.inner.tokens == 100_000
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (["text=2024", "count=many"], "count: "),
+        (["count=many", "text=2024"], "count: "),
+        (["kind=2024"], "kind: "),
+        (["words=[1]"], "words.0: "),
+        (['table={"a": 1}'], "table.a: "),
+        (["count=" + "1" * 5000], "count: "),
+    ],
+)
+def test_what_is_wrong_besides_is_still_said(assignments: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Named().override(assignments)

@@ -4,6 +4,7 @@ import copy
 import importlib
 import itertools
 import math
+import signal
 from dataclasses import replace
 
 import pytest
@@ -331,6 +332,32 @@ def test_an_interruption_anywhere_leaves_nothing_behind(model, monkeypatch, name
     assert (begun + rest)[:2] == undisturbed[:2] and (begun + rest)[-8:] == undisturbed[-8:]
     runner.check_integrity()
     assert not runner.has_work and runner.counters.blocks_used == 0
+
+
+@pytest.mark.parametrize("name", ["sampling.Sampler._free", "sampling.Sampler.start", "scheduler.Scheduler.end"])
+def test_ctrl_c_between_the_books_of_engine_and_sampler_waits(model, monkeypatch, name):
+    """A sample that one of them has and the other has not could not be aborted: the chat ended with a traceback."""
+    request = Request((3, 4, 5), SamplingParams(temperature=1, max_tokens=6, n=2, ignore_eos=True))
+    runner = engine(model)
+    expected = [c.token_ids for c in runner.generate([request])]
+    module, part, method = name.split(".")
+    owner = getattr(importlib.import_module(f"twofold.engine.{module}"), part)
+    real, pressed = getattr(owner, method), []
+
+    def then_ctrl_c(*args, **kwargs):
+        result = real(*args, **kwargs)
+        if not pressed:
+            pressed.append(1)
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, then_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            runner.generate([request])
+    runner.check_integrity()
+    assert not runner.has_work and runner.counters.blocks_used == 0
+    assert [c.token_ids for c in runner.generate([request])] == expected
 
 
 def test_what_can_never_fit_is_refused_before_anything_runs(model):

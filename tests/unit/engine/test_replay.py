@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.jit._trace import TracedModule
 
 from twofold.base.records import Completion, InputError, Request, SamplingParams
 from twofold.engine.engine import Engine
@@ -160,3 +163,25 @@ def test_a_recording_that_fails_is_said_once_and_decoding_goes_on(
 def test_a_negative_number_of_steps_is_refused() -> None:
     with pytest.raises(InputError, match="replay_after must be >= 0 or None, got -1"):
         EngineOptions(replay_after=-1)
+
+
+def test_ctrl_c_while_a_step_is_recorded_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C++ in torch's tracer asks traced modules for attributes and takes a KeyboardInterrupt for a missing one."""
+    real, asked = TracedModule.__getattr__, []
+
+    def pressed(module: TracedModule, name: str) -> Any:
+        if not asked and sys._getframe(1).f_code.co_name == "infer_type":  # called by C++ that this one has called
+            asked.append(name)
+            signal.raise_signal(signal.SIGINT)
+        return real(module, name)
+
+    model = model_of()
+    expected = facts(engine(model, None).generate(requests(1)))
+    recorded = engine(model, 2)
+    monkeypatch.setattr(TracedModule, "__getattr__", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        recorded.generate(requests(1))
+    assert asked
+    recorded.check_integrity()
+    assert not recorded.has_work
+    assert facts(recorded.generate(requests(1))) == expected and recorded.replayed > 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twofold.optim.schedule import lr_scale, piecewise
+from twofold.optim.schedule import lr_scale, piecewise, remark
 
 
 def test_warm_up_then_each_decay() -> None:
@@ -44,3 +46,31 @@ def test_stable_then_decay() -> None:
 def test_points_in_tokens() -> None:
     points = [(100, 0.0), (200, 1.0), (1200, 0.5)]
     assert [piecewise(t, points) for t in (0, 100, 150, 200, 700, 1200, 9999)] == [0, 0, 0.5, 1.0, 0.75, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((4, 10, "cosine"), "warm-up of 10 steps takes the whole run of 4: the rate ends at 40%"),
+        ((4, 10, "constant"), "the rate ends at 40%"),
+        ((10, 10, "linear"), "takes the whole run of 10: there is no step after it"),
+        ((1, 1, "linear"), "takes the whole run of 1"),
+        ((100, 10, "linear", 1.0, 1.0), "decay=linear never lowers the rate in 100 steps: from start=1 to end=1"),
+        ((100, 10, "cosine", 0.1, 1.0), "never lowers the rate"),
+        ((5, 1, "wsd", 1.0, 0.0), "there are 4 after the warm-up"),
+        ((11, 10, "linear", 1.0, 0.0), "there are 1 after the warm-up"),
+    ],
+)
+def test_odd_schedules_have_a_remark(arguments: tuple[Any, ...], words: str) -> None:
+    assert words in (remark(*arguments) or "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (100, 10, "linear", 1.0, 0.0), (12, 10, "cosine", 1.0, 0.1), (100, 10, "wsd", 1.0, 0.0), (1, 0, "linear"),
+        (100, 10, "constant"), (2, 0, "linear", 1.0, 0.0), (0, 5, "linear"),
+    ],
+)  # fmt: skip
+def test_sound_schedules_have_none(arguments: tuple[Any, ...]) -> None:
+    assert remark(*arguments) is None

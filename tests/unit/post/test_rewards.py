@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
+from twofold.base.records import InputError
 from twofold.episodes.play import Trajectory
-from twofold.post.rewards import brevity, general_reward, reasoning_reward, reference_similarity
+from twofold.post.rewards import brevity, checked, general_reward, reasoning_reward, reference_similarity
 from twofold.tasks.base import Item
 from twofold.tasks.families import Direct, SumMod
 from twofold.tasks.instruct import STYLES, Order, Styled, with_style
@@ -126,3 +131,32 @@ def test_reference_similarity_and_brevity(make_trajectory: Make) -> None:
         brevity(make_trajectory(QUERIES["hard, thinking"], END, thinking_tokens=n), 10) for n in (0, 10, 15, 20, 90)
     ]
     assert shares == [1.0, 1.0, 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"correct": math.nan}, "reward 'correct' is nan for 'sum mod 10: E1 B5'"),
+        ({"style": 1.0, "correct": -math.inf}, "reward 'correct' is -inf"),
+        ({"correct": None}, "reward 'correct' is None"),
+        ({"correct": "1"}, "reward 'correct' is '1'"),
+        ({"correct": [1.0]}, "reward 'correct' is"),
+        ({"correct": 10**400}, "reward 'correct' is 1000"),
+        ({"a": 1.7e308, "b": 1.7e308}, "rewards 'a', 'b' are too large to be added"),
+        (None, "the reward function gave None"),
+        (0.5, "the reward function gave 0.5"),
+    ],
+)
+def test_what_is_no_finite_number_is_refused_by_name(make_trajectory: Make, parts: object, words: str) -> None:
+    trajectory = make_trajectory(QUERIES["hard, thinking"], THOUGHT + "6" + END)
+    with pytest.raises(InputError, match=re.escape(words)):
+        checked(parts, trajectory)
+
+
+def test_any_real_number_is_a_reward(make_trajectory: Make) -> None:
+    trajectory = make_trajectory(QUERIES["hard, thinking"], THOUGHT + "6" + END)
+    given = {"bool": True, "int": 2, "fraction": Fraction(1, 4), "float32": np.float32(0.5), "float": -0.0}
+    found = checked(given, trajectory)
+    assert found == {"bool": 1.0, "int": 2.0, "fraction": 0.25, "float32": 0.5, "float": 0.0}
+    assert all(type(value) is float for value in found.values())
+    assert checked({}, trajectory) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from twofold.base.records import InputError
 from twofold.engine.engine import Engine
 from twofold.episodes.play import Trajectory
 from twofold.post.rl import EntropyController, RLConfig, RolloutSource, draw, micro_batches
@@ -179,3 +181,49 @@ def test_micro_batches_hold_every_trajectory_in_order(
     weights = torch.cat([b.weights_T for b in batches])
     assert int(weights.sum()) == sum(sum(t.sampled) for t, _ in pairs)
     assert (torch.cat([b.extras["old_logprobs"] for b in batches]) == -weights).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"group_size": 1}, "group_size=1: an episode is compared"),
+        ({"group_size": 0}, "group_size=0"),
+        ({"minibatches": 0}, "minibatches=0 leaves nothing"),
+        ({"queries_per_step": 0}, "queries_per_step=0 leaves nothing"),
+        ({"temperature": 0.0}, "temperature=0 makes all episodes of a query the same"),
+    ],
+)
+def test_settings_that_teach_nothing_are_refused_before_anything_is_sampled(
+    make_source: Callable[..., RolloutSource], changes: dict[str, Any], words: str
+) -> None:
+    source = make_source(**changes)
+    with pytest.raises(InputError, match=words):
+        source.next_step()
+    assert source.drawn == 0 and source.engine.generated_tokens == 0
+
+
+def test_an_empty_pool_is_refused(make_source: Callable[..., RolloutSource]) -> None:
+    source = make_source()
+    source.queries = []
+    with pytest.raises(InputError, match="no queries"):
+        source.next_step()
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), None, "1.0"])
+def test_a_reward_that_is_no_number_stops_the_run_by_its_name(
+    make_source: Callable[..., RolloutSource], odd: object
+) -> None:
+    count = itertools.count(1)
+    source = make_source(lambda t: parity(t) | {"judge": odd if next(count) == 7 else 0.5})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=r"reward 'judge' is .* for '.*nothing was trained on it"):
+        source.next_step()
+    assert source.can_checkpoint and not source.metrics  # nothing of the batch is kept
+
+
+def test_verdicts_and_whole_numbers_are_numbers(make_source: Callable[..., RolloutSource]) -> None:
+    verdicts = make_source(lambda t: {"right": bool(t.token_ids[-1] // 4 % 2)})
+    numbers = make_source(lambda t: {"right": float(t.token_ids[-1] // 4 % 2)})
+    ours, theirs = verdicts.next_step(), numbers.next_step()
+    for left, right in zip(ours, theirs, strict=True):
+        assert torch.equal(left.extras["advantages"], right.extras["advantages"])
+    assert verdicts.metrics == numbers.metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 import torch
 
 from twofold.base.batch import TokenBatch
+from twofold.base.config import ConfigError
 from twofold.base.files import read_json, read_jsonl
 from twofold.base.records import InputError
 from twofold.model.qwen3 import Qwen3
+from twofold.optim.groups import GROUPS
 from twofold.optim.schedule import lr_scale
 from twofold.train.checkpoint import load_state
 from twofold.train.loop import FitConfig, Hook, OptimConfig, Trainer, TrainError, build_optimizers
@@ -42,7 +45,7 @@ def test_losses_that_are_not_finite_stop_the_run_by_name(
     factor: float, tmp_path: Path, make_model: Make, make_source: Make
 ) -> None:
     model = make_model()
-    trainer = Trainer(model, make_source(1), Spoiled(factor, 2), OptimConfig(), 5, tmp_path)
+    trainer = Trainer(model, make_source(1), Spoiled(factor, 2), OptimConfig(warmup=1), 5, tmp_path)
     words = r"step 2: loss or gradient is not finite \(\{'loss': (nan|inf).*\), 3 times in a row; .* Lower the learning"
     with pytest.warns(RuntimeWarning, match="left out") as seen, pytest.raises(TrainError, match=words):
         trainer.fit()
@@ -125,7 +128,7 @@ class Small(CrossEntropy):
 def test_what_does_not_fit_is_cut_and_the_numbers_stay(
     moe: bool, tmp_path: Path, make_model: Make, make_source: Make
 ) -> None:
-    optim, balance = OptimConfig(muon_lr=0.0), 0.1 if moe else 0.0
+    optim, balance = OptimConfig(muon_lr=0.0, warmup=1), 0.1 if moe else 0.0
 
     def source() -> Any:
         out = make_source(2)
@@ -339,7 +342,8 @@ def test_muon_owns_the_matrices_inside_layers_and_adamw_the_rest(make_model: Mak
     assert {"model.embed_tokens.weight", "model.norm.weight", "model.layers.0.mlp.gate.weight"} <= owned["adamw"]
     assert "model.layers.1.mlp.experts.down_proj" in owned["muon"]
     only = build_optimizers(model, OptimConfig(muon_lr=0.0))
-    assert list(only) == ["adamw"] and len(only["adamw"][0].param_groups[0]["params"]) == len(names)
+    assert list(only) == ["adamw"]
+    assert sum(len(group["params"]) for group in only["adamw"][0].param_groups) == len(names)
 
 
 def test_a_run_that_has_learnt_enough_ends_early_and_stays_ended(
@@ -370,3 +374,57 @@ def test_the_schedule_may_follow_tokens(tmp_path: Path, make_model: Make, make_s
     for points in ([], [[5, 1.0], [5, 0.5]], [[9, 1.0], [2, 0.5]]):
         with pytest.raises(ValueError, match="points whose tokens rise"):
             OptimConfig(decay=points)
+
+
+def shrunk(model: Qwen3, optim: OptimConfig) -> set[str]:
+    """The parameters that one step without gradients moves: weight decay alone."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    for optimizer, _ in build_optimizers(model, optim).values():
+        optimizer.step()
+    return {name for name, parameter in model.named_parameters() if not torch.all(parameter == 1)}
+
+
+@pytest.mark.parametrize("muon", [0.0, 0.02])
+@pytest.mark.parametrize("shape", [{}, {"qk_norm": False, "qkv_bias": True}, {"tie_word_embeddings": False}])
+def test_weight_decay_shrinks_matrices_and_others_only_where_asked(
+    make_model: Make, shape: dict[str, Any], muon: float
+) -> None:
+    model = make_model(moe=True, **shape)
+    matrices = {name for name, p in model.named_parameters() if p.dim() > 1 and "embed_tokens" not in name}
+    vectors = {name for name, p in model.named_parameters() if p.dim() == 1}
+    assert {name.rpartition(".")[2] for name in vectors} == ({"weight", "bias"} if "qkv_bias" in shape else {"weight"})
+    optim = OptimConfig(muon_lr=muon, adam_lr=0.1, weight_decay=0.5)
+    assert shrunk(model, optim) == matrices
+    tables = {"model.embed_tokens.weight"}
+    for wanted, names in (({"embeddings": 0.5}, tables), ({"vectors": 0.5}, vectors), ({"matrices": 0.5}, matrices)):
+        named = OptimConfig.model_validate({"muon_lr": muon, "adam_lr": 0.1, "weight_decay": wanted})
+        assert shrunk(model, named) == names
+    assert shrunk(model, OptimConfig(muon_lr=muon)) == set()
+
+
+def test_groups_of_weight_decay_are_set_by_name() -> None:
+    optim = OptimConfig().override(['weight_decay={"matrices": 0.1, "embeddings": 0.01}'])
+    assert [optim.shrinks(group) for group in GROUPS] == [0.1, 0.01, 0.0]
+    assert OptimConfig().model_dump(mode="json")["weight_decay"] == 0.0  # states and keys of older runs stay good
+    for wrong in ('{"norms": 0.1}', "-1", "NaN"):
+        with pytest.raises(ConfigError, match="weight_decay"):
+            OptimConfig().override([f"weight_decay={wrong}"])
+
+
+def test_a_warm_up_as_long_as_the_run_is_said_before_it(tmp_path: Path, make_model: Make, make_source: Make) -> None:
+    def trainer(optim: OptimConfig, steps: int, name: str) -> Trainer:
+        return Trainer(make_model(), make_source(1), CrossEntropy(), optim, steps, tmp_path / name)
+
+    said = "the warm-up of 10 steps takes the whole run of 4: the rate ends at 40% of what was asked for"
+    first = trainer(OptimConfig(), 4, "long")
+    with pytest.warns(RuntimeWarning, match=said):
+        first.fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer(OptimConfig(), 4, "long").fit()  # nothing is left to be done
+        trainer(OptimConfig(warmup=1), 3, "short").fit()
+        trainer(OptimConfig(warmup=0, decay="constant"), 2, "constant").fit()
+        trainer(OptimConfig(warmup=9, decay=((0, 1.0), (50, 0.0))), 2, "points").fit()
