@@ -110,7 +110,10 @@ def test_defaults_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None
         (lambda llm: llm.chat(ASK, temprature=1), "unknown sampling parameter 'temprature'"),
         (lambda llm: llm.chat(ASK, temperature=-1), r"temperature must be in \[0, 1e\+30\]"),
         (lambda llm: llm.chat([]), "messages is empty"),
-        (lambda llm: llm.chat([{"role": "user", "content": "E1 B5 " * 200}]), "the model's context 160"),
+        (
+            lambda llm: llm.chat([{"role": "user", "content": "E1 B5 " * 200}]),
+            "this model's maximum context length is 160",
+        ),
         (lambda llm: llm.generate([[]]), "empty prompt"),
         (lambda llm: llm.score([[1]]), "at least 2"),
         (lambda llm: llm.score([1, 2, 3]), "must be a list of whole numbers, got '1'"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from twofold.base.records import InputError
 from twofold.serve.constraints import plan_tools
-from twofold.serve.controls import read_thinking
+from twofold.serve.controls import places, read_thinking
 from twofold.serve.errors import bad_request, from_input_error
 from twofold.serve.prepare import prompt_ids
 from twofold.serve.protocol import ChatRequest, DetokenizeRequest, TokenizeRequest
@@ -32,7 +32,7 @@ def tokenize(
     try:
         if body.messages is None:
             if controls or body.tools or body.continue_final_message or body.add_generation_prompt:
-                raise bad_request("tools and thinking controls go with messages, not with prompt")
+                raise bad_request("tools and thinking controls go with messages, not with prompt", "prompt")
             ids = service.llm.tokenizer.encode_prompt(body.prompt or "", body.add_special_tokens)
         else:
             chat = ChatRequest(
@@ -41,9 +41,11 @@ def tokenize(
                 add_generation_prompt=body.add_generation_prompt,
                 continue_final_message=body.continue_final_message,
             )
-            ids = prompt_ids(service.llm, chat, plan_tools(chat), read_thinking(controls))
+            ids, notes = prompt_ids(service.llm, chat, plan_tools(chat), read_thinking(controls), controls)
+            warnings = [*warnings, *notes]
     except InputError as error:
-        raise from_input_error(error) from None
+        param = "prompt" if body.messages is None else "messages"
+        raise from_input_error(error, param, places(controls)) from None
     reply: dict[str, Any] = {"count": len(ids), "max_model_len": service.llm.model.config.longest, "tokens": ids}
     if body.return_token_strs:
         reply["token_strs"] = [token_name(service.llm.tokenizer, token) for token in ids]

@@ -53,7 +53,7 @@ def test_null_is_absent_and_what_has_no_effect_is_said() -> None:
         ({"temprature": 1}, "unknown field 'temprature'; did you mean 'temperature'", "temprature"),
         ({"enable_thinkin": True}, "did you mean 'enable_thinking'", "enable_thinkin"),
         ({"qwerty": 1}, "unknown field 'qwerty'; leave it out", "qwerty"),
-        ({"functions": []}, "functions is not supported; use tools", "functions"),
+        ({"functions": [{}]}, "functions is not supported; use tools", "functions"),
         ({"modalities": ["audio"]}, r'modalities can only be \["text"\]', "modalities"),
         ({"temperature": "1"}, "temperature: .*number, got '1'", "temperature"),
         ({"temperature": -1}, "temperature: .*greater than or equal to 0, got -1", "temperature"),
