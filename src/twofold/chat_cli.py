@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from twofold.base.config import parse_value
-from twofold.base.records import InputError, Message, SamplingParams, context_overflow
+from twofold.base.records import InputError, Message, SamplingParams
 from twofold.chat_view import Input, ReplyView, printable
 from twofold.engine.engine import EngineOptions
 from twofold.episodes.play import MAX_TURNS
@@ -181,7 +181,7 @@ class Chat:
         """
         limit = self.policy.model.config.longest
         if len(prompt_ids) >= limit:
-            raise context_overflow("the conversation", len(prompt_ids), limit, "/reset begins a new one")
+            raise InputError.overflow("the conversation", len(prompt_ids), limit, "/reset begins a new one")
         sampling = {**self.sampling, "seed": self.sampling.get("seed", 0) + self.replies}
         request = self.policy.request(prompt_ids, sampling, thinking=self.thinking)
         self.replies += 1

@@ -19,16 +19,7 @@ import numpy as np
 import torch
 
 from twofold.base.gguf_file import is_gguf, read_metadata
-from twofold.base.records import (
-    Completion,
-    FinishReason,
-    InputError,
-    Message,
-    Request,
-    SamplingParams,
-    ToolCall,
-    context_overflow,
-)
+from twofold.base.records import Completion, FinishReason, InputError, Message, Request, SamplingParams, ToolCall
 from twofold.engine.embed import embed, relevance
 from twofold.engine.engine import Engine, EngineOptions, Event, ThinkTokens
 from twofold.engine.generation import config_warnings, sampling_defaults
@@ -203,11 +194,7 @@ class LLM:
         yield from parser.end()
 
     def read_messages(self, messages: Messages) -> tuple[Messages, list[str]]:
-        """A conversation that goes on, as records, and what in it is damaged or not shown to the model, a line each.
-
-        Raises:
-            InputError: naming the message and the field.
-        """
+        """A conversation that goes on, as records, and what in it is damaged or not shown to the model, a line each."""
         notes: list[str] = []
         if isinstance(messages, Sequence) and messages and isinstance(messages[0], Mapping):
             inline = self.renderer.policy.spec.thinks
@@ -251,7 +238,7 @@ class LLM:
         for tokens in lists:
             self.check_tokens(tokens)
             if len(tokens) > self.model.config.longest:
-                raise context_overflow("the text to score", len(tokens), self.model.config.longest)
+                raise InputError.overflow("the text to score", len(tokens), self.model.config.longest)
         return self.engine.score(lists)
 
     def embed(
@@ -315,7 +302,7 @@ class LLM:
         self.check_tokens(ids)
         room = self.model.config.longest - len(ids)
         if room < 1:
-            raise context_overflow("the prompt", len(ids), self.model.config.longest)
+            raise InputError.overflow("the prompt", len(ids), self.model.config.longest)
         params = sampling if isinstance(sampling, SamplingParams) else self.params(sampling, thinking=thinking)
         self.check_tokens(params.stop_token_ids, "stop_token_ids")
         self.check_tokens([token for token, _ in params.logit_bias], "logit_bias")

@@ -16,7 +16,7 @@ from tokenizers import processors
 
 import twofold
 from twofold.base.gguf_file import read_metadata
-from twofold.base.records import Grammar, InputError, Request, SamplingParams
+from twofold.base.records import Grammar, InputError, Message, Request, SamplingParams
 from twofold.llm import LLM
 from twofold.model.config import Context, ModelConfig
 from twofold.model.gguf_write import save_gguf
@@ -396,3 +396,15 @@ def test_packed_weights_say_nearly_the_same(llm: LLM, folder: Path, tmp_path: Pa
         assert packed.generate([ids], GREEDY)[0].token_ids
     with pytest.raises(InputError, match="int8"):
         LLM(folder, quantize="int3")
+
+
+def test_a_conversation_with_a_call_that_was_cut_goes_on(llm: LLM) -> None:
+    call = {"function": {"name": "f", "arguments": '{"a": "x'}}
+    past = [{"role": "user", "content": "E1"}, {"role": "assistant", "content": "", "tool_calls": [call], "id": 7}]
+    messages, notes = llm.read_messages([*past, {"role": "user", "content": "B5"}])
+    assert messages[1].tool_calls[0].raw == '{"a": "x'  # type: ignore[union-attr]
+    assert ["no JSON object" in notes[0], "messages[1].id" in notes[1], len(notes)] == [True, True, 2]
+    reply = llm.chat([*past, {"role": "user", "content": "B5"}], max_tokens=1)
+    assert reply.warnings[:2] == tuple(notes)
+    records = [Message("user", "E1")]
+    assert llm.read_messages(records) == (records, [])

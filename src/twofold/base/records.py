@@ -16,6 +16,9 @@ GrammarKind = Literal["json_schema", "json", "regex", "lark"]
 _MOST, _MOST_SEED = 2**32, 2**62  # whole numbers that samplers and clocks can hold
 
 
+CONTEXT_OVERFLOW = "context_length_exceeded"  # code of the error for a text that the model cannot hold
+
+
 class InputError(ValueError):
     """Bad input from a user; the message says what is wrong and how to mend it. Programs read the other facts.
 
@@ -35,21 +38,18 @@ class InputError(ValueError):
         """The same error with another hint."""
         return InputError(self.problem, hint=hint, field=self.field, code=self.code)
 
+    @classmethod
+    def overflow(cls, what: str, tokens: int, limit: int, hint: str = "shorten it") -> InputError:
+        """The error for a text that is too long for the model.
 
-CONTEXT_OVERFLOW = "context_length_exceeded"
+        Gateways in front of servers recognise it by the words "this model's maximum context length is", so all places
+        that measure a text say it alike.
 
-
-def context_overflow(what: str, tokens: int, limit: int, hint: str = "shorten it") -> InputError:
-    """The error for a text that is too long for the model.
-
-    Gateways in front of servers recognise it by the words "this model's maximum context length is", so all places that
-    measure a text say it alike.
-
-    Args:
-        what: names the text. tokens: how long it is. limit: tokens that the model can hold.
-    """
-    message = f"{what} has {tokens} tokens and this model's maximum context length is {limit} tokens"
-    return InputError(message, hint=hint, code=CONTEXT_OVERFLOW)
+        Args:
+            what: names the text. tokens: how long it is. limit: tokens that the model can hold.
+        """
+        message = f"{what} has {tokens} tokens and this model's maximum context length is {limit} tokens"
+        return cls(message, hint=hint, code=CONTEXT_OVERFLOW)
 
 
 @dataclass(frozen=True, slots=True)

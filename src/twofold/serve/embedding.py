@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from twofold.base.records import InputError, context_overflow
+from twofold.base.records import InputError
 from twofold.engine.embed import embed
 from twofold.serve.errors import bad_request, from_input_error
 from twofold.serve.protocol import EmbeddingRequest, count_texts
@@ -86,6 +86,6 @@ def _lists(service: Service, body: EmbeddingRequest) -> list[list[int]]:
         else:
             service.llm.check_tokens(item)
             if len(item) > limit:
-                raise context_overflow("an input", len(item), limit)
+                raise InputError.overflow("an input", len(item), limit)
             lists.append(list(item))
     return lists

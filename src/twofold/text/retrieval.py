@@ -6,7 +6,7 @@ cannot close its turn. Not here: the model's side (``engine/embed.py``), splitti
 
 from __future__ import annotations
 
-from twofold.base.records import InputError, context_overflow
+from twofold.base.records import InputError
 from twofold.text.tokenizer import Tokenizer
 
 DEFAULT_TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -65,5 +65,5 @@ def yes_no_ids(tokenizer: Tokenizer) -> tuple[int, int]:
 def _fit(ids: list[int], around: int, limit: int, truncate: bool, what: str) -> list[int]:
     """The ids, with ``around`` more ids no more than ``limit``."""
     if len(ids) + around > limit and not truncate:
-        raise context_overflow(what, len(ids) + around, limit, "shorten it, or have it truncated")
+        raise InputError.overflow(what, len(ids) + around, limit, "shorten it, or have it truncated")
     return ids[: max(limit - around, 0)]

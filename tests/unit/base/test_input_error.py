@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import twofold
-from twofold.base.records import CONTEXT_OVERFLOW, Grammar, InputError, SamplingParams, context_overflow
+from twofold.base.records import CONTEXT_OVERFLOW, Grammar, InputError, SamplingParams
 
 
 def test_facts_and_another_hint() -> None:
@@ -34,7 +34,7 @@ def test_it_crosses_processes() -> None:
 
 
 def test_overflow_has_the_words_that_gateways_know() -> None:
-    error = context_overflow("the prompt", 300, 256)
+    error = InputError.overflow("the prompt", 300, 256)
     assert error.code == CONTEXT_OVERFLOW == "context_length_exceeded"
     assert "this model's maximum context length is 256 tokens" in str(error) and "300" in str(error)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from twofold.base.records import InputError, context_overflow
+from twofold.base.records import InputError
 from twofold.serve.errors import bad_request, from_input_error
 
 
 def test_facts_become_param_and_code() -> None:
-    error = from_input_error(context_overflow("the prompt", 9, 5), "prompt")
+    error = from_input_error(InputError.overflow("the prompt", 9, 5), "prompt")
     assert (error.status, error.param, error.code) == (400, "prompt", "context_length_exceeded")
     assert error.body()["error"]["type"] == "invalid_request_error"
     error = from_input_error(InputError("x", field="grammar"), "messages", {"grammar": "guided_regex"})
