@@ -181,9 +181,7 @@ class Chat:
         """
         limit = self.policy.model.config.longest
         if len(prompt_ids) >= limit:
-            raise InputError(
-                f"the conversation has {len(prompt_ids)} tokens, the model's context {limit}; /reset begins a new one"
-            )
+            raise InputError.overflow("the conversation", len(prompt_ids), limit, "/reset begins a new one")
         sampling = {**self.sampling, "seed": self.sampling.get("seed", 0) + self.replies}
         request = self.policy.request(prompt_ids, sampling, thinking=self.thinking)
         self.replies += 1

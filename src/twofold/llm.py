@@ -33,7 +33,7 @@ from twofold.model.peft_config import CONFIG as ADAPTER
 from twofold.model.quantised import load_quantised
 from twofold.model.sources import CONFIG, TensorSource
 from twofold.model.weights import build, check_device, open_folder, resolve_dtype
-from twofold.text.chat import Renderer
+from twofold.text.chat import Renderer, messages_from_openai
 from twofold.text.parse import Delta, Parsed, ParseOptions, StreamParser, parse
 from twofold.text.policy import ChatPolicy
 from twofold.text.retrieval import DEFAULT_TASK, embedding_ids, query_text, rerank_ids, yes_no_ids
@@ -65,7 +65,7 @@ class ChatOutput:
 
     token_ids, logprobs and forced run in step: sampled and forced tokens, the stop token included; natural-log
     probabilities under the model at temperature 1. top_logprobs: the likeliest (id, log-probability) pairs at each
-    place, if asked for. warnings: what the parser had to mend or flag.
+    place, if asked for. warnings: what in the conversation is not shown or damaged, and what the parser had to mend.
     """
 
     reasoning: str | None
@@ -166,7 +166,7 @@ class LLM:
             InputError: the checkpoint has no chat template that is known; the message says how to choose one.
         """
         if isinstance(self._renderer, InputError):
-            raise InputError(str(self._renderer))
+            raise self._renderer.with_hint(self._renderer.hint)  # a new one: a raised error collects its places
         return self._renderer
 
     @property
@@ -187,16 +187,20 @@ class LLM:
         Raises:
             InputError: naming the message and field, or the parameter, that cannot be honoured.
         """
+        messages, notes = self.read_messages(messages)
         ids = self.renderer.prompt_ids(messages, tools, thinking=thinking)
         request = self._one(ids, sampling, thinking)
         options = ParseOptions(stop=request.params.stop, tools=tools)
         completion = self._complete([request], lambda _: _ReplyWatch(self.tokenizer, ids, options))[0]
-        return self._output(ids, completion, parse(self.tokenizer, completion.token_ids, ids, options))
+        return self._output(ids, completion, parse(self.tokenizer, completion.token_ids, ids, options), notes)
 
     def stream(
         self, messages: Messages, tools: Tools | None = None, *, thinking: bool = True, **sampling: Any
     ) -> Iterator[Delta]:
-        """Like ``chat``, but yields the reply's pieces (reasoning, content, calls) as they are made."""
+        """Like ``chat``, but yields pieces of the reply (reasoning, content, calls) as they are made; logs warnings."""
+        messages, notes = self.read_messages(messages)
+        for note in notes:
+            logger.warning(note)
         ids = self.renderer.prompt_ids(messages, tools, thinking=thinking)
         request = self._one(ids, sampling, thinking)
         parser = StreamParser(self.tokenizer, ids, ParseOptions(stop=request.params.stop, tools=tools))
@@ -206,6 +210,14 @@ class LLM:
                 if parser.state == "done" and request.params.stop:
                     break
         yield from parser.end()
+
+    def read_messages(self, messages: Messages) -> tuple[Messages, list[str]]:
+        """A conversation that goes on, as records, and what in it is damaged or not shown to the model, a line each."""
+        notes: list[str] = []
+        if isinstance(messages, Sequence) and messages and isinstance(messages[0], Mapping):
+            inline = self.renderer.policy.spec.thinks
+            messages = messages_from_openai(messages, inline_thinking=inline, notes=notes)  # type: ignore[arg-type]
+        return messages, notes
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
@@ -244,7 +256,7 @@ class LLM:
         for tokens in lists:
             self.check_tokens(tokens)
             if len(tokens) > self.model.config.longest:
-                raise InputError(f"{len(tokens)} tokens to score, the model's context is {self.model.config.longest}")
+                raise InputError.overflow("the text to score", len(tokens), self.model.config.longest)
         return self.engine.score(lists)
 
     def embed(
@@ -282,12 +294,13 @@ class LLM:
         pairs = [rerank_ids(self.tokenizer, query, text, task, limit, truncate) for text in documents]
         return relevance(self.model, pairs, *yes_no_ids(self.tokenizer)).tolist()
 
-    def check_tokens(self, ids: Sequence[int]) -> None:
-        """Raise InputError for an id that the model has no embedding for."""
+    def check_tokens(self, ids: Sequence[int], field: str | None = None) -> None:
+        """Raise InputError, naming the field that has them, for an id that the model has no embedding for."""
         rows = self.model.config.vocab_size
         if ids and not 0 <= min(ids) <= max(ids) < rows:
             strange = next(token for token in ids if not 0 <= token < rows)
-            raise InputError(f"token {strange} is none of the model's {rows}; encode the text with its own tokenizer")
+            message = f"token {strange} is none of the model's {rows}; encode the text with its own tokenizer"
+            raise InputError(message, field=field)
 
     def request(
         self, ids: Sequence[int], sampling: Mapping[str, Any] | SamplingParams, *, thinking: bool | None = None
@@ -307,9 +320,10 @@ class LLM:
         self.check_tokens(ids)
         room = self.model.config.longest - len(ids)
         if room < 1:
-            raise InputError(f"the prompt has {len(ids)} tokens, the model's context {self.model.config.longest}")
+            raise InputError.overflow("the prompt", len(ids), self.model.config.longest)
         params = sampling if isinstance(sampling, SamplingParams) else self.params(sampling, thinking=thinking)
-        self.check_tokens([*params.stop_token_ids, *(token for token, _ in params.logit_bias)])
+        self.check_tokens(params.stop_token_ids, "stop_token_ids")
+        self.check_tokens([token for token, _ in params.logit_bias], "logit_bias")
         if not isinstance(sampling, SamplingParams) and "max_tokens" not in sampling:
             native = self._native_room(len(ids))
             room = native if native >= min(MAX_TOKENS, params.max_tokens) else room
@@ -325,7 +339,8 @@ class LLM:
             InputError: an unknown parameter or an impossible value.
         """
         if unknown := sorted(sampling.keys() - FIELDS):
-            raise InputError(f"unknown sampling parameter {unknown[0]!r}; there are {', '.join(sorted(FIELDS))}")
+            message = f"unknown sampling parameter {unknown[0]!r}; there are {', '.join(sorted(FIELDS))}"
+            raise InputError(message, field=unknown[0])
         own = sampling_defaults(self._generation, thinking)
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in sampling.items()}
         values = {"max_tokens": MAX_TOKENS, **own, **given}
@@ -341,7 +356,7 @@ class LLM:
     def _one(self, ids: list[int], sampling: Mapping[str, Any], thinking: bool) -> Request:
         request = self.request(ids, sampling, thinking=thinking)
         if request.params.n != 1:
-            raise InputError(f"a chat has one reply, n = {request.params.n} asks for more; use generate")
+            raise InputError(f"a chat has one reply, n = {request.params.n} asks for more; use generate", field="n")
         return request
 
     def _complete(self, requests: Sequence[Request], watch: Callable[[Request], _Watch]) -> list[Completion]:
@@ -375,7 +390,7 @@ class LLM:
             self.engine.abort(running)
         return [done[number] for number in range(len(samples))]
 
-    def _output(self, ids: list[int], completion: Completion, parsed: Parsed) -> ChatOutput:
+    def _output(self, ids: list[int], completion: Completion, parsed: Parsed, notes: Sequence[str]) -> ChatOutput:
         made, thought = len(completion.token_ids), completion.thinking_tokens
         usage = Usage(len(ids), made, thought, completion.cached_tokens)
         return ChatOutput(
@@ -387,7 +402,7 @@ class LLM:
             token_ids=completion.token_ids,
             logprobs=completion.logprobs,
             forced=completion.forced,
-            warnings=tuple(parsed.errors),
+            warnings=(*notes, *parsed.errors),
             top_logprobs=completion.top_logprobs,
         )
 

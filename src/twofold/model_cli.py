@@ -31,7 +31,7 @@ from twofold.model.gguf_read import open_gguf, require_package
 from twofold.model.gguf_write import KINDS, save_gguf
 from twofold.model.inspect import Checkpoint, describe, read_folder, show, tokenizer_warnings
 from twofold.model.lora import merge
-from twofold.model.peft_io import load_adapter
+from twofold.model.peft_io import OTHER_BASE, load_adapter
 from twofold.model.safetensors_io import DTYPES
 from twofold.model.sources import CONFIG
 from twofold.model.weights import NO_HEAD, empty_model, match
@@ -219,7 +219,7 @@ def _merge(llm: LLM, adapter: Path, tokenizer: Tokenizer, any_base: bool) -> Non
     try:
         load_adapter(llm.model, "adapter", adapter, same_base=not any_base)
     except InputError as error:
-        raise InputError(str(error).replace("pass same_base=False", "add --any-base")) from None
+        raise (error.with_hint("or add --any-base") if error.code == OTHER_BASE else error) from None
     last = max((i for rows in llm.model.adapters.named["adapter"].rows for i in rows.ids), default=-1)
     if last >= tokenizer.vocab_size:
         raise InputError(

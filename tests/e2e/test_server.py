@@ -369,6 +369,6 @@ def test_text_that_is_no_unicode(hybrid: Running) -> None:
 
 
 def test_a_prompt_that_does_not_fit(hybrid: Running) -> None:
-    with pytest.raises(openai.BadRequestError, match="the model's context 1024") as caught:
+    with pytest.raises(openai.BadRequestError, match="this model's maximum context length is 1024 tokens") as caught:
         hybrid.chat("E1 B5 " * 400)
     assert caught.value.code == "context_length_exceeded"

@@ -254,3 +254,46 @@ def test_many_clients_get_their_own_answers(hybrid: Running) -> None:
     assert [together[number] for number in range(len(prompts))] == alone
     assert len(set(alone)) > 6
     hybrid.wait_until_idle()
+
+
+def test_every_chunk_but_the_one_with_usage_has_a_choice(hybrid: Running) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}, "user": "me", "max_tokens": 3}
+    for chunks in (
+        list(
+            hybrid.client.completions.create(
+                model=hybrid.name, prompt="sum", extra_body={"return_token_ids": True}, **options
+            )
+        ),
+        list(hybrid.chat(**options)),
+    ):
+        assert all(chunk.choices for chunk in chunks[:-1]) and not chunks[-1].choices and chunks[-1].usage
+        assert [getattr(chunk, "warnings", None) for chunk in chunks] == [
+            ["user has no effect here"], *[None] * (len(chunks) - 1)
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "E1 B5 " * 900}]}, "messages"),
+        ("/v1/completions", {"prompt": ["a", [5] * 2000], "stream": True}, "prompt"),
+        ("/v1/completions", {"prompt": "E1 B5 " * 900, "echo": True, "max_tokens": 0}, "prompt"),
+        ("/v1/embeddings", {"input": "E1 B5 " * 900}, "input"),
+        ("/v1/embeddings", {"input": [5] * 2000}, "input"),
+    ],
+)
+def test_too_long_a_text_is_said_alike_everywhere(hybrid: Running, route: str, body: Any, param: str) -> None:
+    reply = httpx.post(hybrid.base + route, json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
+    assert "this model's maximum context length is 1024 tokens" in error["message"]
+
+
+def test_ids_that_no_machine_word_holds(hybrid: Running) -> None:
+    for route, body in (
+        ("/detokenize", {"tokens": [2**70]}),
+        ("/v1/completions", {"prompt": [2**70]}),
+        ("/v1/embeddings", {"input": [-(2**70)]}),
+        ("/v1/completions", {"prompt": "a", "stop_token_ids": [2**64]}),
+    ):
+        assert httpx.post(hybrid.base + route, json=body).status_code == 400, body

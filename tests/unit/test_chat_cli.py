@@ -226,7 +226,9 @@ def test_calls_that_are_not_run_are_not_kept(talk: Any) -> None:
 
 def test_a_full_context_is_an_error_that_names_the_way_out(talk: Any) -> None:
     output, engine = talk(["hi", "0" * 250, "there"], [f"5{END}", f"6{END}"], context=200)
-    assert re.search(r"error: the conversation has \d+ tokens, the model's context 200; /reset", output)
+    assert re.search(
+        r"error: the conversation has \d+ tokens and this model's maximum context length is 200 tokens; /reset", output
+    )
     assert len(engine.requests) == 2 and "000" not in asked(engine)
     assert engine.requests[0].params.max_tokens == 200 - len(engine.requests[0].prompt_ids)
 

@@ -16,7 +16,7 @@ from tokenizers import processors
 
 import twofold
 from twofold.base.gguf_file import read_metadata
-from twofold.base.records import Grammar, InputError, Request, SamplingParams
+from twofold.base.records import Grammar, InputError, Message, Request, SamplingParams
 from twofold.llm import LLM
 from twofold.model.config import Context, ModelConfig
 from twofold.model.gguf_write import save_gguf
@@ -110,7 +110,10 @@ def test_defaults_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None
         (lambda llm: llm.chat(ASK, temprature=1), "unknown sampling parameter 'temprature'"),
         (lambda llm: llm.chat(ASK, temperature=-1), r"temperature must be in \[0, 1e\+30\]"),
         (lambda llm: llm.chat([]), "messages is empty"),
-        (lambda llm: llm.chat([{"role": "user", "content": "E1 B5 " * 200}]), "the model's context 160"),
+        (
+            lambda llm: llm.chat([{"role": "user", "content": "E1 B5 " * 200}]),
+            "this model's maximum context length is 160",
+        ),
         (lambda llm: llm.generate([[]]), "empty prompt"),
         (lambda llm: llm.score([[1]]), "at least 2"),
         (lambda llm: llm.score([1, 2, 3]), "must be a list of whole numbers, got '1'"),
@@ -393,3 +396,15 @@ def test_packed_weights_say_nearly_the_same(llm: LLM, folder: Path, tmp_path: Pa
         assert packed.generate([ids], GREEDY)[0].token_ids
     with pytest.raises(InputError, match="int8"):
         LLM(folder, quantize="int3")
+
+
+def test_a_conversation_with_a_call_that_was_cut_goes_on(llm: LLM) -> None:
+    call = {"function": {"name": "f", "arguments": '{"a": "x'}}
+    past = [{"role": "user", "content": "E1"}, {"role": "assistant", "content": "", "tool_calls": [call], "id": 7}]
+    messages, notes = llm.read_messages([*past, {"role": "user", "content": "B5"}])
+    assert messages[1].tool_calls[0].raw == '{"a": "x'  # type: ignore[union-attr]
+    assert ["no JSON object" in notes[0], "messages[1].id" in notes[1], len(notes)] == [True, True, 2]
+    reply = llm.chat([*past, {"role": "user", "content": "B5"}], max_tokens=1)
+    assert reply.warnings[:2] == tuple(notes)
+    records = [Message("user", "E1")]
+    assert llm.read_messages(records) == (records, [])

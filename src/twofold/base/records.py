@@ -16,17 +16,54 @@ GrammarKind = Literal["json_schema", "json", "regex", "lark"]
 _MOST, _MOST_SEED = 2**32, 2**62  # whole numbers that samplers and clocks can hold
 
 
+CONTEXT_OVERFLOW = "context_length_exceeded"  # code of the error for a text that the model cannot hold
+
+
 class InputError(ValueError):
-    """Bad input from a user; the message says what is wrong and how to mend it."""
+    """Bad input from a user; the message says what is wrong and how to mend it. Programs read the other facts.
+
+    Args:
+        message: what is wrong.
+        hint: how to mend it, where another place has words of its own for that (a command line has an option); it
+            stands after the message.
+        field: the parameter or the place that is wrong, such as ``top_p`` or ``messages[2].content``.
+        code: a word for programs, such as ``CONTEXT_OVERFLOW``.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", field: str | None = None, code: str | None = None) -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.problem, self.hint, self.field, self.code = message, hint, field, code
+
+    def with_hint(self, hint: str) -> InputError:
+        """The same error with another hint."""
+        return InputError(self.problem, hint=hint, field=self.field, code=self.code)
+
+    @classmethod
+    def overflow(cls, what: str, tokens: int, limit: int, hint: str = "shorten it") -> InputError:
+        """The error for a text that is too long for the model.
+
+        Gateways in front of servers recognise it by the words "this model's maximum context length is", so all places
+        that measure a text say it alike.
+
+        Args:
+            what: names the text. tokens: how long it is. limit: tokens that the model can hold.
+        """
+        message = f"{what} has {tokens} tokens and this model's maximum context length is {limit} tokens"
+        return cls(message, hint=hint, code=CONTEXT_OVERFLOW)
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One function call made by the assistant."""
+    """One function call made by the assistant.
+
+    ``raw``: the text of the arguments as it was written, only where that is no JSON object (a call that was cut off);
+    ``arguments`` is empty then. Such a call can be shown again but not run.
+    """
 
     name: str
     arguments: dict[str, Any]
     id: str = ""
+    raw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +108,10 @@ class Grammar:
     def __post_init__(self) -> None:
         kinds = get_args(GrammarKind)
         if self.kind not in kinds:
-            raise InputError(f"grammar kind is {self.kind!r}; use one of {', '.join(kinds)}")
+            raise InputError(f"grammar kind is {self.kind!r}; use one of {', '.join(kinds)}", field="grammar")
         if not isinstance(self.text, str) or bool(self.text) == (self.kind == "json"):
             needs = "takes no text" if self.kind == "json" else "needs its text, a non-empty string"
-            raise InputError(f"a grammar of kind {self.kind!r} {needs}")
+            raise InputError(f"a grammar of kind {self.kind!r} {needs}", field="grammar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,28 +171,34 @@ class SamplingParams:
             _check_number(name, getattr(self, name), -2, 2)
         _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
         if self.min_tokens > self.max_tokens:
-            raise InputError(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}")
+            message = f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}"
+            raise InputError(message, field="min_tokens")
         self._check_bias()
         if not _holds(self.stop_token_ids, Integral):
-            raise InputError(f"stop_token_ids must be a tuple of token ids, got {self.stop_token_ids!r}")
+            message = f"stop_token_ids must be a tuple of token ids, got {self.stop_token_ids!r}"
+            raise InputError(message, field="stop_token_ids")
         for name, kind in (("grammar", Grammar), ("post_thinking", AnswerSampling)):
             if not isinstance(getattr(self, name), kind | None):
-                raise InputError(f"{name} must be {kind.__name__} or None, got {getattr(self, name)!r}")
+                message = f"{name} must be {kind.__name__} or None, got {getattr(self, name)!r}"
+                raise InputError(message, field=name)
         if not _holds(self.stop, str) or not all(self.stop):
-            raise InputError("stop must be a tuple of non-empty strings")
+            raise InputError("stop must be a tuple of non-empty strings", field="stop")
         if self.grammar is not None and (self.min_tokens or self.ignore_eos):
-            raise InputError("a grammar decides where the answer ends; leave min_tokens and ignore_eos out")
+            message = "a grammar decides where the answer ends; leave min_tokens and ignore_eos out"
+            raise InputError(message, field="min_tokens" if self.min_tokens else "ignore_eos")
 
     def _check_bias(self) -> None:
         pairs = _holds(self.logit_bias, list | tuple)
         if not pairs or not all(len(p) == 2 and _holds(p, Real) for p in self.logit_bias):
-            raise InputError(f"logit_bias must be a tuple of (token id, bias) pairs, got {self.logit_bias!r}")
+            message = f"logit_bias must be a tuple of (token id, bias) pairs, got {self.logit_bias!r}"
+            raise InputError(message, field="logit_bias")
         ids = [token for token, _ in self.logit_bias]
         if len(set(ids)) < len(ids):
-            raise InputError("logit_bias names a token twice; give each token one bias")
+            raise InputError("logit_bias names a token twice; give each token one bias", field="logit_bias")
         for token, bias in self.logit_bias:
             if token < 0 or not -100 <= bias <= 100:
-                raise InputError(f"logit_bias {bias} of token {token}: ids are >= 0, biases in [-100, 100]")
+                message = f"logit_bias {bias} of token {token}: ids are >= 0, biases in [-100, 100]"
+                raise InputError(message, field="logit_bias")
 
 
 def _check_filters(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
@@ -163,7 +206,7 @@ def _check_filters(temperature: float, top_p: float, top_k: int, min_p: float) -
     _check_number("min_p", min_p, 0, 1)
     _check_whole("top_k", top_k)
     if not _holds([top_p], Real) or not 0 < top_p <= 1:
-        raise InputError(f"top_p must be in (0, 1], got {top_p!r}")
+        raise InputError(f"top_p must be in (0, 1], got {top_p!r}", field="top_p")
 
 
 def _holds(values: Any, kind: Any) -> bool:
@@ -174,12 +217,12 @@ def _holds(values: Any, kind: Any) -> bool:
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
     """Numbers far outside overflow in fp32, inside a step of the engine."""
     if not _holds([value], Real) or not low <= value <= high:
-        raise InputError(f"{name} must be in [{low}, {high}], got {value!r}")
+        raise InputError(f"{name} must be in [{low}, {high}], got {value!r}", field=name)
 
 
 def _check_whole(name: str, value: Any, least: int = 0, most: int = _MOST) -> None:
     if not _holds([value], Integral) or not least <= value <= most:
-        raise InputError(f"{name} must be >= {least}, whole and at most {most}, got {value!r}")
+        raise InputError(f"{name} must be >= {least}, whole and at most {most}, got {value!r}", field=name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ def embed(
     width = model.config.hidden_size
     kept = width if dimensions is None else dimensions
     if not isinstance(kept, int) or not 0 < kept <= width:
-        raise InputError(f"dimensions must be a whole number in 1..{width} for this model, got {dimensions}")
+        message = f"dimensions must be a whole number in 1..{width} for this model, got {dimensions}"
+        raise InputError(message, field="dimensions")
     states = [state_SD[:, :kept].float() for state_SD in _last_states(model, token_lists, tokens_per_batch)]
     return F.normalize(torch.cat(states), dim=-1) if states else torch.zeros(0, kept)
 

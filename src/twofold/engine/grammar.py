@@ -51,9 +51,9 @@ class Grammars:
         try:
             matcher = self._library.LLMatcher(self._vocabulary, self._source(grammar), log_level=0)
         except ValueError as error:
-            raise InputError(f"this {grammar.kind} grammar cannot be used: {_one_line(str(error))}") from None
+            raise _unusable(grammar, str(error)) from None
         if matcher.is_error():
-            raise InputError(f"this {grammar.kind} grammar cannot be used: {_one_line(matcher.get_error())}")
+            raise _unusable(grammar, matcher.get_error())
         while len(self._compiled) >= _CACHED:
             del self._compiled[next(iter(self._compiled))]
         self._compiled[grammar] = matcher
@@ -165,6 +165,10 @@ def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
 
 def _set_bit(words_W: np.ndarray, token: int) -> None:
     words_W.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+
+
+def _unusable(grammar: Grammar, why: str) -> InputError:
+    return InputError(f"this {grammar.kind} grammar cannot be used: {_one_line(why)}", field="grammar")
 
 
 def _one_line(message: str) -> str:

@@ -136,10 +136,12 @@ class Sampler:
         }
         for name, used in controls.items():
             if used and self.think is None:
-                raise InputError(f"{name} needs a tokenizer with <think> and </think>; this one has none")
+                message = f"{name} needs a tokenizer with <think> and </think>; this one has none"
+                raise InputError(message, field=name)
         for token, _ in params.logit_bias:
             if token >= self.vocab_limit:
-                raise InputError(f"logit_bias names token {token}, the vocabulary has {self.vocab_limit}")
+                message = f"logit_bias names token {token}, the vocabulary has {self.vocab_limit}"
+                raise InputError(message, field="logit_bias")
         if params.grammar is not None:
             if self._grammars is None:
                 raise InputError("a grammar needs the tokenizer; make the engine with grammars=Grammars(tokenizer)")

@@ -78,7 +78,8 @@ class Scheduler:
         if needed > total:
             raise InputError(
                 f"prompt and max_tokens come to {tokens} tokens, {needed} blocks of {self.blocks.block_size}; the "
-                f"cache has {total}: lower max_tokens, shorten the prompt or give the engine more kv_bytes"
+                f"cache has {total}: lower max_tokens, shorten the prompt or give the engine more kv_bytes",
+                field="max_tokens",
             )
 
     def schedule(self) -> Batch:

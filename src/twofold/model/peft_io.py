@@ -32,6 +32,7 @@ from twofold.model.qwen3 import Qwen3, TokenRows
 from twofold.model.vocab import adapter_rows, check_rows, train_new_rows
 
 WEIGHTS = "adapter_model.safetensors"
+OTHER_BASE = "other_base"  # code of the error for an adapter of other base weights
 _FINGERPRINT = "twofold_base"  # key in the header of the weights
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _ONE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)(\.\w+)")
@@ -99,7 +100,9 @@ def load_adapter(model: Qwen3, name: str, folder: Path, train: bool = False, sam
     if same_base and fingerprint and here and fingerprint != here:
         raise InputError(
             f"{Path(folder) / WEIGHTS}: the adapter was trained on other base weights, or is merged into these "
-            f"already; load its base ({config.get('base_model_name_or_path') or 'not named'}) or pass same_base=False"
+            f"already; load its base ({config.get('base_model_name_or_path') or 'not named'})",
+            hint="or pass same_base=False",
+            code=OTHER_BASE,
         )
     run = _one_run(model, rows, Path(folder) / WEIGHTS) if train and rows else None
     install(model, name, factors, rows)

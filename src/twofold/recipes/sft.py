@@ -160,7 +160,7 @@ def build(overrides: Sequence[str] = (), seed: int = 0) -> Chain:
 
 
 def _checkpoint(text: str) -> Path:
-    path = local(named_path(text)).absolute()
+    path = named_path(str(local(Path(text))))
     if not text or not is_checkpoint(path):
         what = f"{text} is no checkpoint" if text else "the checkpoint is missing"
         raise ConfigError(f"{what}; give a model folder, .gguf file or name: --set init=PATH --set data=FILE.jsonl")

@@ -102,7 +102,8 @@ def counted(service: Service, body: CountTokensRequest, asked: Asked) -> Json:
     """
     service.check_model(body.model)
     try:
-        return {"input_tokens": len(chat_ids(service, asked.chat, asked.controls))}
+        ids, _ = chat_ids(service, asked.chat, asked.controls)
+        return {"input_tokens": len(ids)}
     except InputError as error:
         raise asked.located(from_input_error(error)) from None
     except ApiError as error:

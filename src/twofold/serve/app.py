@@ -15,7 +15,7 @@ import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
@@ -26,11 +26,12 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import twofold
+from twofold.base.records import InputError
 from twofold.serve.anthropic import read_messages
 from twofold.serve.anthropic_reply import MessagesReply, counted, error_body
 from twofold.serve.dialect import Dialect, start
 from twofold.serve.embedding import embeddings
-from twofold.serve.errors import ApiError
+from twofold.serve.errors import ApiError, from_input_error
 from twofold.serve.protocol import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, read_body
 from twofold.serve.rerank import RerankRequest, rerank
 from twofold.serve.responses import read_responses
@@ -39,8 +40,11 @@ from twofold.serve.service import Reply, Service
 from twofold.serve.tokens import detokenize, tokenize, tokenizer_info
 
 logger = logging.getLogger("twofold.serve")
+T = TypeVar("T")
 WEB = Path(__file__).parent / "web"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would collect a stream
+COMMENT = b": waiting\n\n"
 _PROTECTED = ("/v1/", "/v2/", "/rerank", "/tokenize", "/detokenize", "/metrics")  # need a key, where there are keys
 
 
@@ -65,6 +69,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="Twofold", version=twofold.__version__, openapi_url=None, lifespan=lifespan)
     app.state.service = service
     app.add_exception_handler(ApiError, _on_api_error)  # type: ignore[arg-type]
+    app.add_exception_handler(InputError, _on_input_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
     _add_generation(app, service)
     _add_protocols(app, service)
@@ -229,7 +234,7 @@ class _EventStream(StreamingResponse):
     """Server-sent events; the job ends with the response, however that ends."""
 
     def __init__(self, service: Service, reply: Reply | Dialect) -> None:
-        super().__init__(self._events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        super().__init__(self._events(), media_type="text/event-stream", headers=STREAM_HEADERS)
         self._service, self._reply = service, reply
         self._whole = False
 
@@ -243,8 +248,8 @@ class _EventStream(StreamingResponse):
 
     async def _events(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._reply.chunks():
-                yield _event(chunk)
+            async for chunk in _or_silence(self._reply.chunks(), self._service.config.comment_seconds):
+                yield COMMENT if chunk is None else _event(chunk)
         except ApiError as error:
             yield self._error(error)
         except Exception:
@@ -256,6 +261,28 @@ class _EventStream(StreamingResponse):
     def _error(self, error: ApiError) -> bytes:
         self._service.metrics.error(error.status)
         return _event(self._reply.failure(error))
+
+
+async def _or_silence(items: AsyncIterator[T], seconds: float) -> AsyncIterator[T | None]:
+    """The items as they come, and None each time that ``seconds`` pass without one (0: never)."""
+    source = aiter(items)
+    coming: asyncio.Future[T] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(source))
+            await asyncio.wait({coming}, timeout=seconds or None)
+            if not coming.done():
+                yield None
+                continue
+            try:
+                item = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield item
+    finally:
+        if coming is not None:
+            coming.cancel()
 
 
 class _Gate:
@@ -332,6 +359,10 @@ async def _disconnected(request: Request) -> None:
 async def _on_api_error(request: Request, error: ApiError) -> Response:
     request.app.state.service.metrics.error(error.status)
     return _error(error, request.url.path)
+
+
+async def _on_input_error(request: Request, error: InputError) -> Response:
+    return await _on_api_error(request, from_input_error(error))
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:

@@ -20,7 +20,8 @@ class ServeConfig(Config):
     429. max_choices: largest ``n``. max_samples: most prompts times ``n`` of a completion, and most inputs to embed.
     first_token_seconds: longest wait for the first token, and request_seconds for the whole reply, after which a
     request fails with 503 (0: no limit). grace_seconds: how long running requests may go on after the server was told
-    to stop. metrics_prefix: begins the names of metrics that other engines have too.
+    to stop. comment_seconds: a stream that has nothing to say for so long sends a comment line, so that no proxy takes
+    it for dead (0: never). metrics_prefix: begins the names of metrics that other engines have too.
     """
 
     name: str = ""
@@ -33,4 +34,5 @@ class ServeConfig(Config):
     first_token_seconds: float = Field(default=0.0, ge=0)
     request_seconds: float = Field(default=0.0, ge=0)
     grace_seconds: float = Field(default=20.0, ge=0)
+    comment_seconds: float = Field(default=0.0, ge=0)
     metrics_prefix: str = Field(default="vllm:", pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from twofold.base.records import Grammar
+from twofold.base.records import Grammar, GrammarKind
 from twofold.serve.errors import bad_request
 from twofold.serve.protocol import ChatRequest, SamplingFields
+from twofold.text.plain import dump_json
 from twofold.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -55,7 +56,7 @@ def plan_tools(request: ChatRequest) -> ToolPlan:
         raise bad_request(f"tools has {twice!r} twice; give every tool a name of its own", "tools")
     choice = request.tool_choice if request.tool_choice is not None else ("auto" if tools else "none")
     parallel = request.parallel_tool_calls
-    if choice == "none":
+    if choice == "none" or (choice == "auto" and not tools):
         return ToolPlan(forbidden=bool(tools))
     if not tools:
         raise bad_request("tool_choice needs tools; give them, or leave tool_choice out", "tool_choice")
@@ -87,6 +88,11 @@ def answer_grammar(request: SamplingFields) -> Grammar | None:
     return found[0][1] if found else None
 
 
+def grammar_field(request: SamplingFields) -> str:
+    """The field of a request from which a grammar comes, for errors about it."""
+    return next((name for name, grammar in _answer_grammars(request) if grammar is not None), "tools")
+
+
 def call_grammar(plan: ToolPlan, tokenizer: Tokenizer, answer: Grammar | None) -> Grammar | None:
     """The grammar of an answer in which tools may or must be called; ``answer`` constrains what is no call.
 
@@ -99,7 +105,8 @@ def call_grammar(plan: ToolPlan, tokenizer: Tokenizer, answer: Grammar | None) -
     rules: list[str] = []
     if plan.mode == "required":
         if answer is not None:
-            raise bad_request("the answer must be a call, so response_format has no effect; leave it out")
+            message = "the answer must be a call, so response_format has no effect; leave it out"
+            raise bad_request(message, "response_format", "conflicting_controls")
         rules.append(f"start: {calls}")
     elif answer is None:
         rules.append(f"start: TEXT ({calls})?")
@@ -114,7 +121,7 @@ def call_grammar(plan: ToolPlan, tokenizer: Tokenizer, answer: Grammar | None) -
         if function["name"] not in plan.names:
             continue
         head = json.dumps(f'{{"name": {json.dumps(function["name"])}, "arguments": ')
-        schema = _schema(function.get("parameters") or {}, _TIGHT)
+        schema = _schema(_parameters(function), _TIGHT)
         rules += [f'tool{number}: {head} arguments{number} "}}"', f"arguments{number}: %json {schema}"]
     rules += ["SEP: /\\n{0,2}/", "TEXT: /(.|\\n)*/"]
     return Grammar("lark", "\n".join(rules))
@@ -129,6 +136,15 @@ def forbidden_calls(tokenizer: Tokenizer) -> dict[int, float]:
 def _schema(schema: Json, options: Json) -> str:
     """A schema of objects as a grammar takes it; options of its own stay."""
     return json.dumps({"type": "object", "x-guidance": options, **schema})
+
+
+def _parameters(function: Json) -> Json:
+    """The schema of a function's arguments; one that names no parameter takes none, as OpenAI documents it."""
+    schema: Json = function.get("parameters") or {}
+    open_ended = schema.keys() - {"type", "properties", "required", "title", "description", "$schema"}
+    if open_ended or schema.get("properties") or schema.get("required"):
+        return schema
+    return {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def _call_rule(plan: ToolPlan, tokenizer: Tokenizer) -> str:
@@ -162,37 +178,47 @@ def _answer_grammars(request: SamplingFields) -> Sequence[tuple[str, Grammar | N
         if (form.type == "json_schema") != (form.json_schema is not None):
             raise bad_request("response_format.json_schema goes with the type json_schema", "response_format")
         schema = form.json_schema.model_schema if form.json_schema is not None else None
-        made = _json(schema) if form.type != "text" else None
+        made = _json("response_format", schema) if form.type != "text" else None
         given.append(("response_format", made))
     if (inner := request.structured_outputs) is not None:
         place = "structured_outputs"
         if not inner.model_dump(exclude_none=True):
             raise bad_request(f"{place} is empty; give json, json_object, regex, choice or grammar", place)
-        given += [
-            (f"{place}.json", None if inner.json_ is None else _json(inner.json_)),
-            (f"{place}.json_object", _json(None) if inner.json_object else None),
-            (f"{place}.regex", None if inner.regex is None else Grammar("regex", inner.regex)),
-            (f"{place}.choice", None if inner.choice is None else _choice(inner.choice)),
-            (f"{place}.grammar", None if inner.grammar is None else Grammar("lark", inner.grammar)),
-        ]
-    given += [
-        ("guided_json", None if request.guided_json is None else _json(request.guided_json)),
-        ("guided_regex", None if request.guided_regex is None else Grammar("regex", request.guided_regex)),
-        ("guided_choice", None if request.guided_choice is None else _choice(request.guided_choice)),
-        ("guided_grammar", None if request.guided_grammar is None else Grammar("lark", request.guided_grammar)),
+        given.append((f"{place}.json_object", _json(place, None) if inner.json_object else None))
+        given += _texts(f"{place}.", inner.json_, inner.regex, inner.choice, inner.grammar)
+    return given + _texts(
+        "guided_", request.guided_json, request.guided_regex, request.guided_choice, request.guided_grammar
+    )
+
+
+def _texts(
+    prefix: str, schema: Json | str | None, regex: str | None, choice: Sequence[str] | None, grammar: str | None
+) -> list[tuple[str, Grammar | None]]:
+    """The four ways that ``structured_outputs`` and the ``guided_`` fields share."""
+    return [
+        (f"{prefix}json", None if schema is None else _json(f"{prefix}json", schema)),
+        (f"{prefix}regex", None if regex is None else _written(f"{prefix}regex", "regex", regex)),
+        (f"{prefix}choice", None if choice is None else _choice(choice)),
+        (f"{prefix}grammar", None if grammar is None else _written(f"{prefix}grammar", "lark", grammar)),
     ]
-    return given
 
 
-def _json(schema: Json | str | None) -> Grammar:
+def _written(name: str, kind: GrammarKind, text: str) -> Grammar:
+    if not text:
+        raise bad_request(f"{name} is empty, which no answer could follow; leave it out", name)
+    return Grammar(kind, text)
+
+
+def _json(name: str, schema: Json | str | None) -> Grammar:
     if schema is None:
         return Grammar("json", "")
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError):
-            raise bad_request("the schema is text but not JSON; give a JSON object") from None
-    return Grammar("json_schema", json.dumps(schema))
+    try:
+        read = json.loads(schema) if isinstance(schema, str) else schema
+    except (ValueError, RecursionError):
+        raise bad_request(f"{name} is text but not JSON; give a JSON object", name) from None
+    if not isinstance(read, dict):
+        raise bad_request(f"{name} is JSON but no object; give a JSON schema as an object", name)
+    return Grammar("json_schema", dump_json(read, name))
 
 
 def _choice(options: Sequence[str]) -> Grammar:

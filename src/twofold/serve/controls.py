@@ -133,7 +133,7 @@ def read_thinking(given: Mapping[str, Any]) -> Thinking:
         for name, fact in _LEAVES[path].read(path, value).items():
             known, earlier = said.setdefault(name, (fact, path))
             if known != fact:
-                raise _conflict(f"{earlier} and {path} say different things about thinking")
+                raise _conflict(f"{earlier} and {path} say different things about thinking", path)
     _check_sense(said)
     return Thinking(**{name: fact for name, (fact, _) in said.items()})
 
@@ -141,6 +141,17 @@ def read_thinking(given: Mapping[str, Any]) -> Thinking:
 def about_thoughts(given: Mapping[str, Any]) -> list[str]:
     """The controls in a request that say whether thoughts are shown, to the reader or to the model."""
     return [path for path, _ in _flat(given) if _LEAVES[path].read in (_shown, _hidden, _history)]
+
+
+def places(given: Mapping[str, Any]) -> dict[str, str]:
+    """Which control of a request says what lower layers call ``thinking`` and ``thinking_budget``."""
+    fields = {"enabled": "thinking", "budget": "thinking_budget", "share": "thinking_budget"}
+    found: dict[str, str] = {}
+    for path, value in _flat(given):
+        for name in _LEAVES[path].read(path, value):
+            if name in fields:
+                found.setdefault(fields[name], path)
+    return found
 
 
 def _flat(given: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -170,13 +181,13 @@ def _check_sense(said: Mapping[str, tuple[Any, str]]) -> None:
     enabled, switch = said.get("enabled", (None, ""))
     for name in ("budget", "share"):
         if name in said and enabled is False and said[name][0] != 0:
-            raise _conflict(f"{said[name][1]} has no effect because {switch} turns thinking off")
+            raise _conflict(f"{said[name][1]} has no effect because {switch} turns thinking off", said[name][1])
     if "budget" in said and "share" in said:
-        raise _conflict(f"{said['budget'][1]} and {said['share'][1]} both limit thinking")
+        raise _conflict(f"{said['budget'][1]} and {said['share'][1]} both limit thinking", said["share"][1])
 
 
-def _conflict(what: str) -> Exception:
-    return bad_request(f"{what}; keep one of them", code="conflicting_controls")
+def _conflict(what: str, path: str) -> Exception:
+    return bad_request(f"{what}; keep one of them", path, "conflicting_controls")
 
 
 def _boolean(path: str, value: Any) -> bool:

@@ -86,6 +86,6 @@ def _lists(service: Service, body: EmbeddingRequest) -> list[list[int]]:
         else:
             service.llm.check_tokens(item)
             if len(item) > limit:
-                raise bad_request(f"an input has {len(item)} tokens, the model's context {limit}", "input")
+                raise InputError.overflow("an input", len(item), limit)
             lists.append(list(item))
     return lists

@@ -5,10 +5,13 @@ Not here: where they are caught (``app.py``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from twofold.base.records import InputError
 
+INVALID = "invalid_value"  # code of what has none of its own
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -32,7 +35,7 @@ class ApiError(Exception):
         self,
         status: int,
         message: str,
-        code: str | None = None,
+        code: str,
         param: str | None = None,
         retry_after: int | None = None,
     ) -> None:
@@ -46,19 +49,19 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def bad_request(message: str, param: str | None = None, code: str = INVALID) -> ApiError:
     """An error of the request itself: status 400."""
     return ApiError(400, message, code, param)
 
 
-def from_input_error(error: InputError, param: str | None = None) -> ApiError:
-    """An ``InputError`` of a lower layer as an error of the request; the field is read from its message if it can be.
+def from_input_error(
+    error: InputError, param: str | None = None, names: Mapping[str, str] = MappingProxyType({})
+) -> ApiError:
+    """An ``InputError`` of a lower layer as an error of the request.
 
-    Messages of the renderer begin with the place, such as ``messages[2].content``.
+    Args:
+        param: the request's field that was being read, where the error names none.
+        names: fields of lower layers -> what the request calls them, where that is something else.
     """
-    text = str(error)
-    place = text.split(" ", 1)[0].rstrip(":;,")
-    if param is None and place.startswith(("messages", "tools", "thinking_budget", "temperature", "top_p")):
-        param = place
-    code = "context_length_exceeded" if "the model's context" in text else None
-    return ApiError(400, text, code, param)
+    field = param if error.field is None else names.get(error.field, error.field)
+    return bad_request(str(error), field, error.code or INVALID)

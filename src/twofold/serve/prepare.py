@@ -13,10 +13,17 @@ from typing import Any
 
 from twofold.base.records import AnswerSampling, InputError, Request
 from twofold.llm import LLM
-from twofold.serve.constraints import ToolPlan, answer_grammar, call_grammar, forbidden_calls, plan_tools
-from twofold.serve.controls import Thinking, about_thoughts, read_thinking
+from twofold.serve.constraints import (
+    ToolPlan,
+    answer_grammar,
+    call_grammar,
+    forbidden_calls,
+    grammar_field,
+    plan_tools,
+)
+from twofold.serve.controls import Thinking, about_thoughts, places, read_thinking
 from twofold.serve.errors import bad_request, from_input_error
-from twofold.serve.protocol import ChatRequest, CompletionRequest, PostThinking, SamplingFields
+from twofold.serve.protocol import ChatRequest, CompletionRequest, PostThinking, SamplingFields, StreamOptions
 from twofold.serve.replies import Wanted
 from twofold.text.chat import Renderer
 from twofold.text.parse import ParseOptions
@@ -24,7 +31,6 @@ from twofold.text.parse import ParseOptions
 Json = dict[str, Any]
 _COPIED = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 _COPIED_TOO = ("min_tokens", "ignore_eos", "speculate")
-_MESSAGE_KEYS = {"role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id"}
 
 
 @dataclass(slots=True)
@@ -33,7 +39,8 @@ class Prepared:
 
     requests: for the engine. parts: for each choice, the index of its engine request. prompts: for each choice, the
     ids of its prompt. per_prompt: choices of each prompt. prompt_tokens: of all prompts. wanted: what the reply shows.
-    stream, usage, usage_always: how it is sent.
+    names: fields of the engine's requests -> what the body calls them, for errors. stream, usage, usage_always: how it
+    is sent.
     """
 
     requests: list[Request]
@@ -42,6 +49,7 @@ class Prepared:
     per_prompt: int
     prompt_tokens: int
     wanted: Wanted
+    names: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     stream: bool = False
     usage: bool = False
@@ -56,17 +64,21 @@ def prepare_chat(llm: LLM, request: ChatRequest, controls: Json, warnings: Seque
     """
     thinking = read_thinking(controls)
     plan = plan_tools(request)
+    names = {**places(controls), "grammar": grammar_field(request)}
+    if request.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
     try:
         thinks = llm.renderer.policy.spec.thinks
-        unheard = [*_without_thought(request, controls, thinks, thinking), *_unshown(request.messages)]
-        ids = prompt_ids(llm, request, plan, thinking)
+        ids, notes = prompt_ids(llm, request, plan, thinking, controls)
+        unheard = [*_without_thought(request, controls, thinks, thinking), *notes]
         sampling = _chat_sampling(llm, request, plan)
         mode = thinks and thinking.enabled is not False
         sampling |= _budget(llm, ids, sampling, thinking)
         [base] = _requests(llm, [ids], sampling, mode)
-        return _prepared([base], request, _chat_wanted(request, base, plan, thinking), [*warnings, *unheard])
+        wanted = _chat_wanted(request, base, plan, thinking)
+        return _prepared([base], request, wanted, names, [*warnings, *unheard])
     except InputError as error:
-        raise from_input_error(error) from None
+        raise from_input_error(error, "messages", names) from None
 
 
 def prepare_completion(llm: LLM, request: CompletionRequest, warnings: Sequence[str] = ()) -> Prepared:
@@ -84,9 +96,10 @@ def prepare_completion(llm: LLM, request: CompletionRequest, warnings: Sequence[
     sampling = _sampling(request) | {"n": best_of}
     if request.logprobs:
         sampling["top_logprobs"] = request.logprobs
-    if (grammar := answer_grammar(request)) is not None:
-        sampling["grammar"] = grammar
+    names = {"grammar": grammar_field(request)}
     try:
+        if (grammar := answer_grammar(request)) is not None:
+            sampling["grammar"] = grammar
         if request.max_tokens == 0:
             sampling["max_tokens"] = 1
         bases = _requests(llm, prompts, sampling, None)
@@ -96,13 +109,15 @@ def prepare_completion(llm: LLM, request: CompletionRequest, warnings: Sequence[
             stop=_stops(request, bases[0]),
             stop_ids=frozenset(request.stop_token_ids or ()),
         )
-        return _prepared(bases, request, wanted, list(warnings))
+        return _prepared(bases, request, wanted, names, list(warnings))
     except InputError as error:
-        raise from_input_error(error, "prompt") from None
+        raise from_input_error(error, "prompt", names) from None
 
 
-def prompt_ids(llm: LLM, request: ChatRequest, plan: ToolPlan, thinking: Thinking) -> list[int]:
-    """The rendered conversation.
+def prompt_ids(
+    llm: LLM, request: ChatRequest, plan: ToolPlan, thinking: Thinking, controls: Json
+) -> tuple[list[int], list[str]]:
+    """The rendered conversation, and warnings about what in it is damaged or not shown.
 
     Raises:
         ApiError, InputError: a conversation or mode that the checkpoint's format cannot show.
@@ -110,25 +125,28 @@ def prompt_ids(llm: LLM, request: ChatRequest, plan: ToolPlan, thinking: Thinkin
     renderer = llm.renderer
     policy = renderer.policy
     if not policy.spec.thinks and (thinking.enabled or thinking.budget is not None or thinking.keep_history):
-        raise bad_request(f"this model does not think (template family {policy.family!r}); leave the controls out")
+        message = f"this model does not think (template family {policy.family!r}); leave the controls out"
+        raise bad_request(message, next(iter(controls), None))
     if thinking.keep_history is not None:
         renderer = Renderer(
             llm.tokenizer, replace(policy, history_thinking="keep" if thinking.keep_history else "strip")
         )
+    messages, notes = llm.read_messages(request.messages)
     tools = list(plan.shown) or None
     mode = thinking.enabled is not False
     if not request.continue_final_message:
         prompt = request.add_generation_prompt is not False
-        return renderer.render(request.messages, tools, mode, add_generation_prompt=prompt).token_ids
+        return renderer.render(messages, tools, mode, add_generation_prompt=prompt).token_ids, notes
     if request.add_generation_prompt:
         raise bad_request(
             "continue_final_message and add_generation_prompt contradict each other; keep one",
-            code="conflicting_controls",
+            "add_generation_prompt",
+            "conflicting_controls",
         )
     if not request.messages or request.messages[-1].get("role") != "assistant":
         raise bad_request("continue_final_message needs an assistant message at the end", "messages")
-    rendered = renderer.render(request.messages, tools, mode)
-    return rendered.token_ids[: len(rendered.parts) - 1 - rendered.parts[::-1].index("eot")]
+    rendered = renderer.render(messages, tools, mode)
+    return rendered.token_ids[: len(rendered.parts) - 1 - rendered.parts[::-1].index("eot")], notes
 
 
 def token_lists(llm: LLM, given: str | Sequence[Any], begin: bool = True) -> list[list[int]]:
@@ -151,7 +169,7 @@ def _chat_sampling(llm: LLM, request: ChatRequest, plan: ToolPlan) -> Json:
                 "max_tokens and max_completion_tokens differ; keep one of them", "max_tokens", "conflicting_controls"
             )
         sampling["max_tokens"] = request.max_completion_tokens
-    if request.top_logprobs is not None:
+    if request.top_logprobs:
         if not request.logprobs:
             raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
         sampling["top_logprobs"] = request.top_logprobs
@@ -213,7 +231,9 @@ def _requests(llm: LLM, prompts: Sequence[list[int]], sampling: Json, thinking: 
     return [llm.request(ids, sampling, thinking=thinking) for ids in prompts]
 
 
-def _prepared(bases: list[Request], request: SamplingFields, wanted: Wanted, warnings: list[str]) -> Prepared:
+def _prepared(
+    bases: list[Request], request: SamplingFields, wanted: Wanted, names: Mapping[str, str], warnings: list[str]
+) -> Prepared:
     """Engine requests for the bases: choices with stop strings end one by one, so each is a request of its own."""
     given = getattr(request, "max_completion_tokens", None) or request.max_tokens
     if given and any(base.params.max_tokens < given for base in bases):
@@ -233,9 +253,11 @@ def _prepared(bases: list[Request], request: SamplingFields, wanted: Wanted, war
                 requests.append(base)
             parts.append(len(requests) - 1)
             prompts.append(list(base.prompt_ids))
-    options = request.stream_options
-    if options is not None and not request.stream:
+    options = request.stream_options or StreamOptions()
+    if (options.include_usage or options.continuous_usage_stats) and not request.stream:
         raise bad_request("stream_options needs stream: true", "stream_options")
+    if options.include_obfuscation:
+        warnings.append("stream_options.include_obfuscation has no effect here")
     return Prepared(
         requests,
         parts,
@@ -243,10 +265,11 @@ def _prepared(bases: list[Request], request: SamplingFields, wanted: Wanted, war
         bases[0].params.n,
         sum(len(base.prompt_ids) for base in bases),
         wanted,
+        names,
         warnings,
         stream=request.stream,
-        usage=options is not None and options.include_usage,
-        usage_always=options is not None and options.continuous_usage_stats,
+        usage=options.include_usage,
+        usage_always=options.continuous_usage_stats,
     )
 
 
@@ -284,13 +307,3 @@ def _without_thought(request: ChatRequest, controls: Json, thinks: bool, thinkin
     if not thinks:
         found += [f"{path} has no effect: this model does not think" for path in about_thoughts(controls)]
     return found
-
-
-def _unshown(messages: Sequence[Json]) -> list[str]:
-    """Warnings about keys of messages that no template shows."""
-    return [
-        f"messages[{index}].{key} is not shown to the model"
-        for index, message in enumerate(messages)
-        for key, value in message.items()
-        if key not in _MESSAGE_KEYS and value not in (None, "", [], {})
-    ]

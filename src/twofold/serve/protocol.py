@@ -11,30 +11,40 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twofold.serve.controls import ROOTS
 from twofold.serve.errors import ApiError, bad_request
+from twofold.serve.wire import read_object
 
 Json = dict[str, Any]
 
 # Fields about accounting, caching or routing elsewhere: the reply is the same without them.
 NO_EFFECT = frozenset(
-    ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"]
+    [
+        *("user", "metadata", "store", "service_tier", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+    ]
 )
-# Fields of which one value says what happens anyway, in bodies that have no such field.
-ONLY: dict[str, Any] = {
-    "skip_special_tokens": True,
-    "spaces_between_special_tokens": True,
-    "include_stop_str_in_output": False,
-    "add_special_tokens": False,
-    "separate_reasoning": True,
-    "stream_reasoning": True,
-    "reasoning_format": "deepseek",
-    "modalities": ["text"],
-    "use_beam_search": False,
-    "length_penalty": 1.0,
-    "guided_decoding_backend": "auto",
+# Fields of which some values say what happens anyway, in bodies that have no such field.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "add_special_tokens": (False,),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "reasoning_format": ("deepseek",),
+    "modalities": (["text"], []),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "guided_decoding_backend": ("auto",),
+    "verbosity": ("medium",),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "suffix": ("",),
+    "documents": ([],),
+    "prompt_logprobs": (False,),
 }
 INSTEAD = {
     "functions": "use tools",
@@ -42,6 +52,7 @@ INSTEAD = {
     "audio": "only text is served",
     "prediction": "use speculate, the number of tokens drafted by prompt lookup",
     "web_search_options": "offer a search tool",
+    "moderation": "nothing is moderated here",
     "verbosity": "ask for short answers in the system message",
     "suffix": "there is no fill-in-the-middle; put the text into prompt",
     "chat_template": "the checkpoint's own template is used",
@@ -59,12 +70,18 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_null_as_absent(cls, data: Any) -> Any:
+        return _without_nulls(data) if isinstance(data, dict) else data
+
 
 class StreamOptions(Body):
-    """What a stream carries besides deltas: a last chunk with usage, or usage in every chunk."""
+    """What a stream carries besides deltas: a last chunk with usage, or usage in every chunk; no padding is made."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
 
 
 class PostThinking(Body):
@@ -81,7 +98,7 @@ class JsonSchema(Body):
 
     name: str = "answer"
     description: str | None = None
-    model_schema: Json = Field(alias="schema")
+    model_schema: Json = Field(default_factory=lambda: {"type": "object"}, alias="schema")
     strict: bool | None = None
 
 
@@ -210,13 +227,15 @@ def read_body(kind: type[B], data: bytes, thinking: bool = False) -> tuple[B, Js
     Raises:
         ApiError: 400, naming the field.
     """
-    fields = _without_nulls(_merge_extra_body(_object(data)))
+    fields = _without_nulls(_merge_extra_body(read_object(data)))
     controls = {name: fields.pop(name) for name in sorted(ROOTS & fields.keys())} if thinking else {}
     idle = sorted(NO_EFFECT & fields.keys())
     fields = {name: value for name, value in fields.items() if name not in idle}
     for name in sorted((ONLY.keys() & fields.keys()).difference(_names(kind))):
-        if (value := fields.pop(name)) != ONLY[name]:
-            raise bad_request(f"{name} can only be {json.dumps(ONLY[name])}, got {value!r:.40}", name)
+        if (value := fields.pop(name)) not in ONLY[name]:
+            if name in INSTEAD:
+                raise _unknown(kind, name)
+            raise bad_request(f"{name} can only be {json.dumps(ONLY[name][0])}, got {value!r:.40}", name)
     for name in fields:
         if name not in _names(kind):
             raise _unknown(kind, name)
@@ -224,16 +243,6 @@ def read_body(kind: type[B], data: bytes, thinking: bool = False) -> tuple[B, Js
         return kind.model_validate(fields), controls, [f"{name} has no effect here" for name in idle]
     except ValidationError as error:
         raise _invalid(error) from None
-
-
-def _object(data: bytes) -> Json:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise bad_request(f"the body is not JSON: {error}"[:200]) from None
-    if not isinstance(value, dict):
-        raise bad_request("the body must be a JSON object")
-    return value
 
 
 def _merge_extra_body(fields: Json) -> Json:
@@ -273,7 +282,7 @@ def _invalid(error: ValidationError) -> ApiError:
     where = [str(part) for part in first["loc"]]
     root, at = where[0] if where else None, ".".join(where[:1] + [part for part in where[1:] if _is_place(part)])
     if first["type"] == "missing":
-        return bad_request(f"{at} is missing", root)
+        return bad_request(f"{at} is missing", root, "missing_field")
     if first["type"] == "extra_forbidden":
         return bad_request(f"{at} is not a field; leave it out", root, "unknown_field")
     return bad_request(f"{at}: {first['msg'].lower()}, got {_shown(first['input'])}", root)

@@ -62,7 +62,7 @@ class Reply:
         try:
             self.job = await self.service.loop.submit(self.prepared.requests)
         except InputError as error:
-            raise from_input_error(error) from None
+            raise from_input_error(error, names=self.prepared.names) from None
 
     def close(self) -> None:
         """Abort what still runs."""
@@ -86,26 +86,28 @@ class Reply:
         return body
 
     async def chunks(self) -> AsyncIterator[Json]:
-        """The reply as chunks, whose deltas put together are the whole reply."""
+        """The reply as chunks, whose deltas put together are the whole reply.
+
+        Every chunk but the one with usage has at least one choice: clients read ``choices[0]`` without a look.
+        """
         head = self._head | {"object": self.chunk_kind}
-        first: Json = {"choices": []}
+        warnings = list(self.prepared.warnings)  # they go with the first chunk, whichever that is
         if isinstance(self.choices[0], ChatChoice):
             opening = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-            first["choices"] = [{"index": choice.index, **opening} for choice in self.choices]
+            first: Json = {"choices": [{"index": choice.index, **opening} for choice in self.choices]}
             if self.prepared.wanted.token_ids:
                 first["prompt_token_ids"] = self.prepared.prompts[0]
-        if self.prepared.warnings:
-            first["warnings"] = self.prepared.warnings
-        if first["choices"] or len(first) > 1:
-            yield head | first
+            yield head | first | ({"warnings": warnings} if warnings else {})
+            warnings = []
         async for touched in self._follow():
             deltas = [delta for choice in touched if (delta := choice.delta()) is not None]
             if not deltas:
                 continue
             chunk = head | {"choices": deltas}
             ended = [choice for choice in touched if choice.finish_reason is not None]
-            if warnings := self._parser_warnings(ended):
+            if warnings := [*warnings, *self._parser_warnings(ended)]:
                 chunk["warnings"] = warnings
+                warnings = []
             if self.prepared.usage_always:
                 chunk["usage"] = self.usage()
             yield chunk

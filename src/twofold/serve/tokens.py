@@ -11,7 +11,7 @@ from typing import Any
 
 from twofold.base.records import InputError
 from twofold.serve.constraints import plan_tools
-from twofold.serve.controls import read_thinking
+from twofold.serve.controls import places, read_thinking
 from twofold.serve.errors import bad_request, from_input_error
 from twofold.serve.prepare import prompt_ids
 from twofold.serve.protocol import ChatRequest, DetokenizeRequest, TokenizeRequest
@@ -33,7 +33,7 @@ def tokenize(
     try:
         if body.messages is None:
             if controls or body.tools or body.continue_final_message or body.add_generation_prompt:
-                raise bad_request("tools and thinking controls go with messages, not with prompt")
+                raise bad_request("tools and thinking controls go with messages, not with prompt", "prompt")
             ids = service.llm.tokenizer.encode_prompt(body.prompt or "", body.add_special_tokens)
         else:
             if "add_special_tokens" in body.model_fields_set and body.add_special_tokens:
@@ -45,9 +45,11 @@ def tokenize(
                 add_generation_prompt=body.add_generation_prompt,
                 continue_final_message=body.continue_final_message,
             )
-            ids = chat_ids(service, chat, controls)
+            ids, notes = chat_ids(service, chat, controls)
+            warnings = [*warnings, *notes]
     except InputError as error:
-        raise from_input_error(error) from None
+        param = "prompt" if body.messages is None else "messages"
+        raise from_input_error(error, param, places(controls)) from None
     reply: dict[str, Any] = {"count": len(ids), "max_model_len": service.llm.model.config.longest, "tokens": ids}
     if body.return_token_strs:
         reply["token_strs"] = [token_name(service.llm.tokenizer, token) for token in ids]
@@ -56,13 +58,13 @@ def tokenize(
     return reply
 
 
-def chat_ids(service: Service, chat: ChatRequest, controls: dict[str, Any]) -> list[int]:
-    """Ids of a conversation as it would be rendered for a reply.
+def chat_ids(service: Service, chat: ChatRequest, controls: dict[str, Any]) -> tuple[list[int], list[str]]:
+    """Ids of a conversation as it would be rendered for a reply, and warnings about its messages.
 
     Raises:
         ApiError, InputError: it cannot be.
     """
-    return prompt_ids(service.llm, chat, plan_tools(chat), read_thinking(controls))
+    return prompt_ids(service.llm, chat, plan_tools(chat), read_thinking(controls), controls)
 
 
 def tokenizer_info(service: Service) -> dict[str, Any]:

@@ -1,21 +1,21 @@
 """Checked conversations: validation, the OpenAI / Hugging Face dictionary form, and the soft switches.
 
 Also the loss weights of turns and parts. Everything here works on text. Not here: tokens (``chat.py``), other file
-formats (``formats.py``), and the parsing of what a model sampled (``parse.py``).
+formats (``formats.py``), calls in a message (``past_calls.py``), and reading what a model sampled (``parse.py``).
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from twofold.base.records import InputError, Message, Role, ToolCall
-from twofold.text.calls import name_fault
+from twofold.base.records import InputError, Message, Role
+from twofold.text.past_calls import CALL_KEYS, calls_of, check_call
+from twofold.text.plain import check_unicode, dump_json
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -25,7 +25,8 @@ _UNSUPPORTED = {  # what an assistant said, in fields that no template shows
     "refusal": "write its text into content",
     "audio": "write its transcript into content",
 }
-_KEYS = ("role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id")
+_REASONING = ("reasoning_content", "reasoning")
+_KEYS = ("role", "content", *_REASONING, *sorted(CALL_KEYS), "tool_call_id")
 _SOFT_SWITCH = re.compile(r"(?<!\S)/(no_think|think)(?=[.,;:!?)\"']*(?:\s|$))")
 
 
@@ -61,15 +62,17 @@ def turn_weights(messages: Sequence[Message], weights: Weights | None) -> list[T
         InputError: an index that is not an assistant turn, or a weight that is not a finite number >= 0.
     """
     if not isinstance(weights, Mapping | None):
-        raise InputError(f"weights must map message indices to weights, got {type(weights).__name__}")
+        message = f"weights must map message indices to weights, got {type(weights).__name__}"
+        raise InputError(message, field="weights")
     spread = [TurnWeights()] * len(messages)
     for index, value in (weights or {}).items():
         if index not in range(len(messages)) or messages[index].role != "assistant":
-            raise InputError(f"weights[{index}]: messages[{index}] is not an assistant turn; only those are trained")
+            text = f"weights[{index}]: messages[{index}] is not an assistant turn; only those are trained"
+            raise InputError(text, field=f"weights[{index}]")
         turn = value if isinstance(value, TurnWeights) else TurnWeights(value, value, value)
         for part in (turn.reasoning, turn.content, turn.calls):
             if not isinstance(part, int | float) or not 0 <= part <= sys.float_info.max:
-                raise InputError(f"weights[{index}] must be numbers >= 0, got {part!r:.40}")
+                raise InputError(f"weights[{index}] must be numbers >= 0, got {part!r:.40}", field=f"weights[{index}]")
         spread[index] = turn
     return spread
 
@@ -92,55 +95,55 @@ def split_thinking(content: str) -> tuple[str | None, str]:
 def validate_messages(messages: Sequence[Message]) -> None:
     """Raise InputError, naming the message index and the field, unless the conversation can be rendered."""
     if not messages:
-        raise InputError("messages is empty; give at least one message")
+        raise InputError("messages is empty; give at least one message", field="messages")
     for index, message in enumerate(messages):
         _validate_message(index, message)
         if message.role == "tool" and all(earlier.role == "system" for earlier in messages[:index]):
-            raise InputError(f"messages[{index}].role is 'tool' but nothing precedes it; put the call's turn first")
+            where = f"messages[{index}].role"
+            raise InputError(f"{where} is 'tool' but nothing precedes it; put the call's turn first", field=where)
 
 
 def validate_tools(tools: Tools | None) -> None:
     """Raise InputError unless every tool is a JSON object."""
     if not isinstance(tools, Sequence | None) or isinstance(tools, (str, bytes)):
-        raise InputError(f"tools must be a list of objects, got {type(tools).__name__}; wrap a single tool in a list")
+        message = f"tools must be a list of objects, got {type(tools).__name__}; wrap a single tool in a list"
+        raise InputError(message, field="tools")
     for index, tool in enumerate(tools or ()):
         if not isinstance(tool, Mapping):
-            raise InputError(f"tools[{index}] must be an object, got {type(tool).__name__}")
+            where = f"tools[{index}]"
+            raise InputError(f"{where} must be an object, got {type(tool).__name__}", field=where)
         dump_json(tool, f"tools[{index}]")
 
 
-def dump_json(value: Any, where: str) -> str:
-    """One-line JSON as the chat template writes it; InputError names ``where`` if the value is not JSON."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where} is not JSON ({error}); use only objects, lists, strings and numbers") from None
-    except RecursionError:
-        raise InputError(f"{where} is nested too deeply; flatten it") from None
-    check_unicode(text, where)
-    return text
-
-
-def messages_from_openai(rows: Sequence[Mapping[str, Any]], *, inline_thinking: bool = True) -> list[Message]:
+def messages_from_openai(
+    rows: Sequence[Mapping[str, Any]], *, inline_thinking: bool = True, notes: list[str] | None = None
+) -> list[Message]:
     """Read chat messages as the OpenAI API and Hugging Face data sets write them.
 
-    Accepts ``reasoning_content`` or ``reasoning``; a think block inside assistant content is split off
-    (``split_thinking``). ``tool_calls`` may be nested (``{"function": {...}}``) or flat, with arguments as an
-    object or as JSON text; JSON text is parsed, so it is rendered again in canonical spacing. Content may be null
-    (assistant, tool) or a list of text parts, which are joined. Role ``developer`` is read as ``system``. Keys that no
-    template shows are left out; one that is nearly a field's name is an error.
+    Accepts ``reasoning_content`` or ``reasoning``, of two the one that says something; a think block inside assistant
+    content is split off (``split_thinking``). ``tool_calls`` may be nested (``{"function": {...}}``) or flat, with
+    arguments as an object or as JSON text; JSON text is parsed, so it is rendered again in canonical spacing. Empty
+    arguments are none. Content may be null (assistant, tool) or a list of text parts, which are joined. Role
+    ``developer`` is read as ``system``. Keys that no template shows are left out.
+
+    Rows to learn from are read strictly: a damaged call is an error, and so is a key that is nearly a field's name. A
+    conversation that goes on is read with ``notes``: what others have left in it does not end it.
 
     Args:
         rows: the messages.
         inline_thinking: False leaves think tags in content as ordinary text, as templates without think blocks do.
+        notes: where given, damaged calls are kept as text, and they and keys that are left out are noted here, a line
+            each.
 
     Raises:
         InputError: naming the message index and the field.
     """
     if not isinstance(rows, Sequence) or isinstance(rows, (str, bytes)):
-        raise InputError("messages must be a list of objects with role and content")
-    messages = [_from_openai(index, row, inline_thinking) for index, row in enumerate(rows)]
+        raise InputError("messages must be a list of objects with role and content", field="messages")
+    messages = [_from_openai(index, row, inline_thinking, notes) for index, row in enumerate(rows)]
     validate_messages(messages)
+    if notes is not None:
+        notes += _left_out(rows)
     return messages
 
 
@@ -165,113 +168,115 @@ def last_flag(messages: Sequence[Message]) -> Literal["think", "no_think"] | Non
 def _validate_message(index: int, message: Message) -> None:
     where = f"messages[{index}]"
     if not isinstance(message, Message):
-        raise InputError(f"{where} must be a Message, got {type(message).__name__}; see messages_from_openai")
+        text = f"{where} must be a Message, got {type(message).__name__}; see messages_from_openai"
+        raise InputError(text, field=where)
     if message.role not in _ROLES:
-        raise InputError(f"{where}.role is {message.role!r}; use one of {', '.join(_ROLES)}")
-    if not isinstance(message.content, str):
-        raise InputError(f"{where}.content must be a string, got {type(message.content).__name__}")
-    if message.reasoning is not None and not isinstance(message.reasoning, str):
-        raise InputError(f"{where}.reasoning must be a string or None, got {type(message.reasoning).__name__}")
+        raise InputError(f"{where}.role is {message.role!r}; use one of {', '.join(_ROLES)}", field=f"{where}.role")
+    for name, text, kind in (("content", message.content, str), ("reasoning", message.reasoning, str | None)):
+        if not isinstance(text, kind):
+            wanted = "a string" if kind is str else "a string or None"
+            raise InputError(f"{where}.{name} must be {wanted}, got {type(text).__name__}", field=f"{where}.{name}")
+        check_unicode(text or "", f"{where}.{name}")
     if message.role != "assistant" and message.reasoning is not None:
-        raise InputError(f"{where}.reasoning is set on a {message.role} turn; only assistant turns have reasoning")
+        text = f"{where}.reasoning is set on a {message.role} turn; only assistant turns have reasoning"
+        raise InputError(text, field=f"{where}.reasoning")
     if message.role != "assistant" and message.tool_calls:
-        raise InputError(f"{where}.tool_calls is set on a {message.role} turn; only assistant turns call tools")
-    check_unicode(message.content, f"{where}.content")
-    if message.reasoning is not None:
-        check_unicode(message.reasoning, f"{where}.reasoning")
+        text = f"{where}.tool_calls is set on a {message.role} turn; only assistant turns call tools"
+        raise InputError(text, field=f"{where}.tool_calls")
     for number, call in enumerate(message.tool_calls):
-        _validate_call(f"{where}.tool_calls[{number}]", call)
+        check_call(f"{where}.tool_calls[{number}]", call)
 
 
-def check_unicode(text: str, where: str) -> None:
-    """Raise InputError, naming ``where``, for a string that UTF-8 cannot hold."""
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where} is not valid Unicode at character {error.start}; remove lone surrogates") from None
-
-
-def _validate_call(where: str, call: ToolCall) -> None:
-    if not isinstance(call, ToolCall):
-        raise InputError(f"{where} must be a ToolCall, got {type(call).__name__}")
-    if not isinstance(call.name, str) or name_fault(call.name):
-        raise InputError(f"{where}.name is {call.name!r}; use a non-empty name without quotes or control characters")
-    if not isinstance(call.arguments, dict):
-        raise InputError(f"{where}.arguments must be an object, got {type(call.arguments).__name__}")
-    dump_json(call.arguments, f"{where}.arguments")
-
-
-def _from_openai(index: int, row: Mapping[str, Any], inline_thinking: bool) -> Message:
+def _from_openai(index: int, row: Mapping[str, Any], inline_thinking: bool, notes: list[str] | None) -> Message:
     where = f"messages[{index}]"
     if not isinstance(row, Mapping):
-        raise InputError(f"{where} must be an object with role and content, got {type(row).__name__}")
+        text = f"{where} must be an object with role and content, got {type(row).__name__}"
+        raise InputError(text, field=where)
     name = row.get("role")
     role = _ROLES.get("system" if name == "developer" else name) if isinstance(name, str) else None
     if role is None:
-        raise InputError(f"{where}.role is {name!r}; use one of {', '.join(_ROLES)}")
+        raise InputError(f"{where}.role is {name!r:.60}; use one of {', '.join(_ROLES)}", field=f"{where}.role")
     for key, instead in _UNSUPPORTED.items():
         if row.get(key):
-            raise InputError(f"{where}.{key} is not supported; {instead}")
-    for key in row.keys() - {*_KEYS, *_UNSUPPORTED}:  # data sets carry keys of their own; a misspelled one is none
-        if near := difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.8):
-            raise InputError(f"{where}.{key} is not a field; did you mean {near[0]!r}?")
+            raise InputError(f"{where}.{key} is not supported; {instead}", field=f"{where}.{key}")
+    if notes is None:
+        for key in _unknown(row):
+            if near := _nearest(key):
+                text = f"{where}.{key} is not a field; did you mean {near!r}?"
+                raise InputError(text, field=f"{where}.{key}")
     content = _content(where, role, row.get("content"))
-    reasoning = _reasoning(where, row)
+    reasoning = _reasoning(where, row, role)
     if role == "assistant" and reasoning is None and inline_thinking:
         reasoning, content = split_thinking(content)
-    calls = row.get("tool_calls") or ()
-    if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
-        raise InputError(f"{where}.tool_calls must be a list")
     return Message(
         role=role,
         content=content,
         reasoning=reasoning,
-        tool_calls=tuple(_call_from_openai(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)),
+        tool_calls=calls_of(where, row, notes),
         tool_call_id=str(row.get("tool_call_id") or "") if role == "tool" else "",
     )
 
 
-def _reasoning(where: str, row: Mapping[str, Any]) -> str | None:
-    """The value of ``reasoning_content`` or ``reasoning``; both only if they agree."""
-    given = [row[key] for key in ("reasoning_content", "reasoning") if row.get(key) is not None]
-    for value in given:
+def _unknown(row: Mapping[str, Any]) -> list[str]:
+    """Keys of a message that are none of ours; data sets and clients have keys of their own."""
+    return [str(key) for key in row if key not in _KEYS and key not in _UNSUPPORTED]
+
+
+def _nearest(key: str) -> str:
+    """The field that a key is a misspelling of, or nothing."""
+    return next(iter(difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.8)), "")
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A note for each key that no template shows: its first place, and how many messages have it besides."""
+    places: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        for key in _unknown(row):
+            if row.get(key) not in (None, "", [], {}):
+                places.setdefault(key, []).append(index)
+    notes = []
+    for key, found in places.items():
+        more = f" (and in {len(found) - 1} more)" if len(found) > 1 else ""
+        near = f"; did you mean {_nearest(key)!r}?" if _nearest(key) else ""
+        notes.append(f"messages[{found[0]}].{key[:60]}{more} is not shown to the model{near}")
+    return notes
+
+
+def _reasoning(where: str, row: Mapping[str, Any], role: Role) -> str | None:
+    """The value of ``reasoning_content`` or ``reasoning``; an empty one says that there is none."""
+    given: dict[str, str] = {}
+    for key in _REASONING:
+        value = row.get(key)
+        if value in (None, [], {}):
+            continue
         if not isinstance(value, str):
-            raise InputError(f"{where}.reasoning_content must be a string, got {type(value).__name__}")
-    if len(set(given)) > 1:
-        raise InputError(f"{where}.reasoning_content and .reasoning differ; give one of them")
-    return given[0] if given else None
+            raise InputError(f"{where}.{key} must be a string, got {type(value).__name__}", field=f"{where}.{key}")
+        given[key] = value
+    filled = [value for value in given.values() if value.strip()]
+    if len({value.strip() for value in filled}) > 1:
+        text = f"{where}.reasoning_content and .reasoning differ; give one of them"
+        raise InputError(text, field=f"{where}.reasoning")
+    if filled:
+        return filled[0]
+    # On an assistant's turn "" also says that tags in its content are text (``messages_to_openai``).
+    return next(iter(given.values()), None) if role == "assistant" else None
 
 
 def _content(where: str, role: Role, content: Any) -> str:
     if isinstance(content, str):
         return content
+    where += ".content"
     if content is None:
         if role in ("assistant", "tool"):
             return ""
-        raise InputError(f"{where}.content is missing; a {role} turn needs a string")
+        raise InputError(f"{where} is missing; a {role} turn needs a string", field=where)
     if isinstance(content, list):
         for number, part in enumerate(content):
             if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise InputError(f"{where}.content[{number}] is not a text part; only text is supported")
+                place = f"{where}[{number}]"
+                raise InputError(f"{place} is not a text part; only text is supported", field=place)
         return "".join(part["text"] for part in content)
-    raise InputError(f"{where}.content must be a string or a list of text parts, got {type(content).__name__}")
-
-
-def _call_from_openai(where: str, call: Any) -> ToolCall:
-    body = call.get("function") or call if isinstance(call, Mapping) else None
-    if not isinstance(body, Mapping) or "name" not in body:
-        raise InputError(f"{where} must be an object with a function name and arguments")
-    arguments = body.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise InputError(f"{where}.arguments is text but not JSON; give a JSON object") from None
-    if not isinstance(arguments, dict):
-        raise InputError(f"{where}.arguments must be a JSON object, got {type(arguments).__name__}")
-    return ToolCall(name=body["name"], arguments=arguments, id=str(call.get("id") or ""))
+    raise InputError(f"{where} must be a string or a list of text parts, got {type(content).__name__}", field=where)
 
 
 def _to_openai(message: Message) -> dict[str, Any]:
@@ -287,7 +292,7 @@ def _to_openai(message: Message) -> dict[str, Any]:
             {
                 "type": "function",
                 **({"id": c.id} if c.id else {}),
-                "function": {"name": c.name, "arguments": c.arguments},
+                "function": {"name": c.name, "arguments": c.raw or c.arguments},
             }
             for c in message.tool_calls
         ]

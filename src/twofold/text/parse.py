@@ -12,7 +12,7 @@ import codecs
 import re
 from collections.abc import Sequence
 
-from twofold.text.messages import check_unicode
+from twofold.text.plain import check_unicode
 from twofold.text.tokenizer import StreamDecoder, Tokenizer
 from twofold.text.turn import ENDS, STRUCTURE, TURN_START, Delta, Parsed, ParseOptions, Start, State, Turn
 

@@ -13,7 +13,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from twofold.base.records import InputError, Message
-from twofold.text.messages import Tools, TurnWeights, dump_json
+from twofold.text.messages import Tools, TurnWeights
+from twofold.text.past_calls import arguments_text
+from twofold.text.plain import dump_json
 from twofold.text.policy import ChatPolicy
 
 _CONTROLS = re.compile(r"(<\|im_start\|>|<\|im_end\|>|</?think>|</?tool_call>|</?tool_response>)")
@@ -50,12 +52,13 @@ def check_fits(policy: ChatPolicy, messages: Sequence[Message], tools: Tools | N
     if policy.spec.tools:
         return
     if tools:
-        raise InputError(f"tools: template family {policy.family!r} cannot show tools; leave them out")
+        raise InputError(f"tools: template family {policy.family!r} cannot show tools; leave them out", field="tools")
     for index, message in enumerate(messages):
         if message.tool_calls:
             raise InputError(
                 f"messages[{index}].tool_calls: template family {policy.family!r} cannot show calls; "
-                "write them into content, or choose another family"
+                "write them into content, or choose another family",
+                field=f"messages[{index}].tool_calls",
             )
 
 
@@ -98,12 +101,13 @@ def generation_prompt(policy: ChatPolicy, thinking: bool, empty_weight: float = 
         InputError: thinking is to be off in a family that always thinks, or is not a truth value.
     """
     if not isinstance(thinking, bool):
-        raise InputError(f"thinking must be True or False, got {thinking!r}")
+        raise InputError(f"thinking must be True or False, got {thinking!r}", field="thinking")
     pieces = list(_header("assistant", "assistant"))
     prompt = policy.spec.prompt
     if prompt == "open":
         if not thinking:
-            raise InputError("thinking=False: this model always thinks; use a hybrid or an instruct model")
+            message = "this model always thinks, so thinking cannot be off; use a hybrid or an instruct model"
+            raise InputError(message, field="thinking")
         pieces += _template("<think>\n", "assistant", "reasoning")
     elif prompt == "closed" or (prompt == "switch" and not thinking):
         pieces += _template(_EMPTY_BLOCK, "assistant", "empty_think", empty_weight)
@@ -228,7 +232,7 @@ def _reply(message: Message, content: str, weights: TurnWeights) -> list[Piece]:
     for number, call in enumerate(message.tool_calls):
         # The template asks whether the content is non-empty before it strips leading newlines from it.
         gap = "\n" if number or message.content else ""
-        arguments = dump_json(call.arguments, f"tool_calls[{number}].arguments")
+        arguments = arguments_text(call, f"tool_calls[{number}].arguments")
         pieces += _template(gap + "<tool_call>", "assistant", "call", weights.calls)
         body = f'\n{{"name": "{call.name}", "arguments": {arguments}}}\n'
         pieces.append(Piece(body, "assistant", "call", weights.calls))

@@ -28,7 +28,7 @@ def embedding_ids(tokenizer: Tokenizer, text: str, max_tokens: int = 8192, trunc
     Raises:
         InputError: more than ``max_tokens`` ids, unless ``truncate`` allows the end of the text to be cut off.
     """
-    return [*_fit(tokenizer.encode(text), max_tokens - 1, truncate, "the text"), tokenizer.endoftext]
+    return [*_fit(tokenizer.encode(text), 1, max_tokens, truncate, "the text"), tokenizer.endoftext]
 
 
 def rerank_ids(
@@ -46,8 +46,8 @@ def rerank_ids(
     """
     before, after = tokenizer.encode_with_special(_JUDGE), tokenizer.encode_with_special(_ANSWER)
     body = tokenizer.encode(f"<Instruct>: {task}\n<Query>: {query}\n<Document>: {document}")
-    room = max_tokens - len(before) - len(after)
-    return [*before, *_fit(body, room, truncate, "query and document"), *after]
+    around = len(before) + len(after)
+    return [*before, *_fit(body, around, max_tokens, truncate, "the question about the document"), *after]
 
 
 def yes_no_ids(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -62,7 +62,8 @@ def yes_no_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     return ids[0][0], ids[1][0]
 
 
-def _fit(ids: list[int], room: int, truncate: bool, what: str) -> list[int]:
-    if len(ids) > max(room, 0) and not truncate:
-        raise InputError(f"{what} has {len(ids)} tokens and {room} fit; shorten it (in Python: or truncate=True)")
-    return ids[: max(room, 0)]
+def _fit(ids: list[int], around: int, limit: int, truncate: bool, what: str) -> list[int]:
+    """The ids, with ``around`` more ids no more than ``limit``."""
+    if len(ids) + around > limit and not truncate:
+        raise InputError.overflow(what, len(ids) + around, limit, "shorten it, or have it truncated")
+    return ids[: max(limit - around, 0)]

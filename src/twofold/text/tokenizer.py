@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from twofold.base.files import write_json, write_text
 from twofold.base.records import InputError
-from twofold.text.messages import check_unicode
+from twofold.text.plain import check_unicode
 from twofold.text.ranks import merges_of, read_ranks
 from twofold.text.roles import Roles, beginning, end_ids, read_roles, write_roles
 from twofold.text.specification import ADDED_TOKENS, PRETOKENIZE_REGEX
@@ -261,7 +261,7 @@ class Tokenizer:
         """Bytes that the token stands for; raises InputError for an id outside the vocabulary."""
         known = self._bytes.get(token_id)
         if known is None:
-            spelling = self._full.id_to_token(token_id) if token_id >= 0 else None
+            spelling = self._full.id_to_token(token_id) if 0 <= token_id < self._size else None
             if spelling is None:
                 raise InputError(f"token id {token_id} is outside the vocabulary of {self._size} tokens")
             known = bytes(_UNICODE_TO_BYTE[char] for char in spelling)

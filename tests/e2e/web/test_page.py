@@ -150,7 +150,7 @@ def test_the_servers_own_words_on_a_refusal(hybrid: Any, chat_at: Callable[..., 
     chat = chat_at(hybrid)
     chat.ask("word " * 5000)
     assert "did not accept the request" in chat.text(".error")
-    assert "the model's context" in chat.text(".error-detail")
+    assert "this model's maximum context length is" in chat.text(".error-detail")
 
 
 def test_edit_branches_and_reload(hybrid: Any, chat_at: Callable[..., Chat]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from twofold.base.records import Grammar
+from twofold.base.records import Grammar, InputError
 from twofold.engine.grammar import Grammars
 from twofold.serve.constraints import ToolPlan, answer_grammar, call_grammar, forbidden_calls, plan_tools
 from twofold.serve.errors import ApiError
@@ -117,3 +117,39 @@ def test_answers(grammars: Grammars, tokenizer: Tokenizer) -> None:
 
 def test_calls_can_be_forbidden(tokenizer: Tokenizer) -> None:
     assert forbidden_calls(tokenizer) == {tokenizer.control_id("<tool_call>"): -100.0}
+
+
+@pytest.mark.parametrize(
+    "function", [{}, {"parameters": None}, {"parameters": {}}, {"parameters": {"type": "object", "properties": {}}}]
+)
+def test_a_tool_without_parameters_gets_none(
+    grammars: Grammars, tokenizer: Tokenizer, function: dict[str, Any]
+) -> None:
+    tool = {"type": "function", "function": {"name": "now", **function}}
+    named = {"type": "function", "function": {"name": "now"}}
+    for choice in ("required", named):
+        grammar = call_grammar(plan_tools(ask(tools=[tool], tool_choice=choice)), tokenizer, None)
+        assert accepts(grammars, grammar, call("now", "{}"), tokenizer)
+        assert not accepts(grammars, grammar, call("now", '{"a": 1}'), tokenizer)
+    free = {
+        "type": "function",
+        "function": {"name": "now", "parameters": {"type": "object", "additionalProperties": True}},
+    }
+    grammar = call_grammar(plan_tools(ask(tools=[free], tool_choice="required")), tokenizer, None)
+    assert accepts(grammars, grammar, call("now", '{"a": 1}'), tokenizer)
+
+
+def test_no_tools_and_no_wish_for_them() -> None:
+    assert plan_tools(ask(tools=[], tool_choice="auto")) == plan_tools(ask(tool_choice="none")) == ToolPlan()
+    with pytest.raises(ApiError, match="needs tools"):
+        plan_tools(ask(tools=[], tool_choice="required"))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"guided_regex": ""}, {"guided_grammar": ""}, {"guided_json": "5"}, {"guided_json": '{"a": 1e400}'}]
+)
+def test_formats_that_say_nothing_are_named(fields: dict[str, Any]) -> None:
+    with pytest.raises((ApiError, InputError)) as caught:
+        answer_grammar(ask(**fields))
+    facts = caught.value
+    assert [facts.param if isinstance(facts, ApiError) else facts.field] == list(fields)

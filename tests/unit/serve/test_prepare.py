@@ -147,3 +147,35 @@ def test_keys_of_logit_bias_are_token_ids(tokenizer: Tokenizer) -> None:
         with pytest.raises(ApiError, match="keys are token ids") as caught:
             chat(model(tokenizer), logit_bias={key: 1})
         assert caught.value.status == 400 and len(caught.value.message) < 120
+
+
+def test_what_others_left_in_a_conversation_is_said_and_goes_on(tokenizer: Tokenizer) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "x'}}
+    past = [*HI, {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_contents": "r"}]
+    got = chat(model(tokenizer), messages=[*past, {"role": "tool", "content": "1", "tool_call_id": "c"}])
+    assert '"arguments": {"a": "x}' in tokenizer.decode(got.requests[0].prompt_ids)
+    assert got.warnings == [
+        "messages[1].tool_calls[0].arguments is no JSON object; it is shown to the model as it is",
+        "messages[1].reasoning_contents is not shown to the model; did you mean 'reasoning_content'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"messages": [{"role": "user", "content": "x " * 900}]}, "messages", "context_length_exceeded"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias", "invalid_value"),
+        ({"stop_token_ids": [2**70]}, "stop_token_ids", "invalid_value"),
+        ({"thinking": {"budget_tokens": 2**70}}, "thinking.budget_tokens", "invalid_value"),
+        ({"max_tokens": None, "max_completion_tokens": 2**70}, "max_completion_tokens", "invalid_value"),
+        ({"min_tokens": 101}, "min_tokens", "invalid_value"),
+        ({"enable_thinking": False, "thinking_budget": 3}, "thinking_budget", "conflicting_controls"),
+        ({"messages": [{"role": "ghost"}]}, "messages[0].role", "invalid_value"),
+    ],
+)
+def test_errors_name_the_field_as_the_request_does(
+    tokenizer: Tokenizer, fields: dict[str, Any], param: str, code: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        chat(model(tokenizer), **fields)
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)

@@ -53,7 +53,7 @@ def test_null_is_absent_and_what_has_no_effect_is_said() -> None:
         ({"temprature": 1}, "unknown field 'temprature'; did you mean 'temperature'", "temprature"),
         ({"enable_thinkin": True}, "did you mean 'enable_thinking'", "enable_thinkin"),
         ({"qwerty": 1}, "unknown field 'qwerty'; leave it out", "qwerty"),
-        ({"functions": []}, "functions is not supported; use tools", "functions"),
+        ({"functions": [{}]}, "functions is not supported; use tools", "functions"),
         ({"modalities": ["audio"]}, r'modalities can only be \["text"\]', "modalities"),
         ({"temperature": "1"}, "temperature: .*number, got '1'", "temperature"),
         ({"temperature": -1}, "temperature: .*greater than or equal to 0, got -1", "temperature"),
@@ -100,3 +100,44 @@ def test_completions_have_no_think_block() -> None:
 )
 def test_texts_are_counted(given: Any, count: int) -> None:
     assert count_texts(given) == count
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"verbosity": "medium"}, {"functions": []}, {"function_call": "none"}, {"modalities": ["text"]}, {"tools": []},
+        {"tools": [], "tool_choice": "auto"}, {"stream_options": {"include_obfuscation": False}}, {"stop": []},
+        {"stream_options": {"include_usage": None}}, {"logprobs": False, "top_logprobs": 0}, {"logit_bias": {}},
+        {"response_format": {"type": "text", "json_schema": None}}, {"post_thinking": {"top_p": None}}, {"suffix": ""},
+    ],
+)  # fmt: skip
+def test_neutral_values_of_documented_fields_are_accepted_without_a_word(fields: dict[str, Any]) -> None:
+    assert chat(**fields)[2] == []
+
+
+def test_a_schema_may_be_left_out() -> None:
+    form = chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": None}})[
+        0
+    ].response_format
+    assert form is not None and form.json_schema is not None and form.json_schema.model_schema == {"type": "object"}
+
+
+@pytest.mark.parametrize("fields", [{"verbosity": "low"}, {"functions": [{}]}, {"function_call": {"name": "f"}}])
+def test_other_values_of_them_are_refused_with_a_way_out(fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="is not supported; ") as caught:
+        chat(**fields)
+    assert (caught.value.code, [caught.value.param]) == ("unsupported_field", list(fields))
+
+
+def test_every_error_has_a_code() -> None:
+    for data in (
+        b"",
+        b"[]",
+        b"{}",
+        b'{"messages": 3}',
+        b'{"messages": [], "n": 0}',
+        b'{"messages": [], "extra_body": 3}',
+    ):
+        with pytest.raises(ApiError) as caught:
+            read_body(ChatRequest, data)
+        assert caught.value.code

@@ -38,7 +38,7 @@ def test_nothing_is_cut_off_unasked(tokenizer: Tokenizer) -> None:
     long = "fox " * 50
     whole = retrieval.rerank_ids(tokenizer, "q", long)
     assert retrieval.rerank_ids(tokenizer, "q", long, max_tokens=len(whole)) == whole
-    with pytest.raises(InputError, match="query and document has"):
+    with pytest.raises(InputError, match="the question about the document has"):
         retrieval.rerank_ids(tokenizer, "q", long, max_tokens=len(whole) - 1)
     cut = retrieval.rerank_ids(tokenizer, "q", long, max_tokens=len(whole) - 9, truncate=True)
     assert len(cut) == len(whole) - 9 and tokenizer.decode(cut).endswith("<think>\n\n</think>\n\n")
@@ -46,7 +46,7 @@ def test_nothing_is_cut_off_unasked(tokenizer: Tokenizer) -> None:
         retrieval.embedding_ids(tokenizer, long, max_tokens=20)
     short = retrieval.embedding_ids(tokenizer, long, max_tokens=20, truncate=True)
     assert len(short) == 20 and short[-1] == tokenizer.endoftext
-    with pytest.raises(InputError, match="and -"):
+    with pytest.raises(InputError, match="maximum context length is 3 tokens"):
         retrieval.rerank_ids(tokenizer, "q", "d", max_tokens=3)
 
 
