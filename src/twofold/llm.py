@@ -148,7 +148,7 @@ class LLM:
             InputError: the checkpoint has no chat template that is known; the message says how to choose one.
         """
         if isinstance(self._renderer, InputError):
-            raise InputError(str(self._renderer))
+            raise type(self._renderer)(str(self._renderer))
         return self._renderer
 
     @property

@@ -21,6 +21,8 @@ from twofold.recipes.models import find_model
 from twofold.serve.config import ServeConfig
 from twofold.serve.server import Server
 from twofold.serve.service import Service
+from twofold.text.families import UnknownTemplate
+from twofold.text.policy import by_name
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -33,6 +35,7 @@ def serve(
     overrides: Sequence[str] = (),
     loading: Mapping[str, Any] | None = None,
     log_level: str = "info",
+    family: str | None = None,
 ) -> None:
     """Serve a model folder, a .gguf file, or a run's last model.
 
@@ -41,16 +44,19 @@ def serve(
         port: where to listen; 0 takes a free one. api_keys: any of them opens the API; ``@FILE`` reads a file with one
             a line, so that they do not show in the list of processes. overrides: ``KEY=VALUE`` for
             fields of ``ServeConfig``. loading: further arguments of ``LLM``. log_level: of uvicorn.
+        family: the chat format, in place of the model's template.
 
     Raises:
-        InputError: no model there, or the address cannot be bound to. ConfigError: an unknown setting, a bad key.
+        InputError: no model there, a chat template that is not known, or the address cannot be bound to.
+        ConfigError: an unknown setting, a bad key.
     """
     config = ServeConfig(api_keys=tuple(read_keys(api_keys))).override(overrides)
     folder = find_model(model)
     console = Console(highlight=False)
-    llm = LLM(folder, options=EngineOptions(entropies=False), **(loading or {}))
+    llm = LLM(folder, policy=by_name(family), options=EngineOptions(entropies=False), **(loading or {}))
+    chats = chat_line(llm)
     service = Service(llm, config)
-    for line in banner(service, folder, host, port):
+    for line in (*banner(service, folder, host, port), chats):
         console.print(Text(line), soft_wrap=True)
     server = Server(service, host, port, log_level)
     try:
@@ -79,6 +85,20 @@ def read_keys(given: Sequence[str]) -> list[str]:
             raise ConfigError(f"--api-key {key!r} has no key; give a word, or @FILE with one key a line")
         keys += lines
     return keys
+
+
+def chat_line(llm: LLM) -> str:
+    """What to say of the chat format; a model without one is served for completions, as base models are.
+
+    Raises:
+        UnknownTemplate: it has a chat template, which is not known: every chat would fail, and ``--family`` helps.
+    """
+    try:
+        return f"chats are written as the family {llm.renderer.policy.family!r} writes them"
+    except UnknownTemplate:
+        raise
+    except InputError as error:
+        return f"warning: completions only, no chats: {error}"
 
 
 def banner(service: Service, folder: Path, host: str, port: int) -> list[str]:
