@@ -112,7 +112,8 @@ class Renderer:
         chosen = cls(tokenizer, policy)  # a tokenizer that cannot chat is the first thing to say
         if policy is not None:
             return chosen
-        found = grade(template or "", tokenizer.bos)
+        end = tokenizer.role_id("eos")
+        found = grade(template or "", tokenizer.bos, None if end is None else tokenizer.token_text(end))
         found.warn()
         return cls(tokenizer, found.policy, found.differs)
 

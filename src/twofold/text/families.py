@@ -82,25 +82,26 @@ class _Found:
         return text != self.bare[probe.name]  # no place for tools: the template must have none either
 
 
-def recognise(template: str, bos: str | None = None) -> ChatPolicy:
+def recognise(template: str, bos: str | None = None, eos: str | None = None) -> ChatPolicy:
     """The policy under which our renderer writes what the template renders, with a warning where it is not all.
 
     Args:
-        template: its text. bos: the token that templates know as ``bos_token``; no family of ours writes one.
+        template: its text. bos: the token that templates know as ``bos_token``; no family of ours writes one. eos: the
+            one that they know as ``eos_token``, which some write for the end of a turn; ``<|im_end|>`` unless given.
 
     Raises:
         InputError: the template cannot be read. UnknownTemplate: it renders plain chats as none of our families does;
             says how to choose one by hand.
     """
-    found = grade(template, bos)
+    found = grade(template, bos, eos)
     found.warn()
     return found.policy
 
 
-def grade(template: str, bos: str | None = None) -> Recognition:
+def grade(template: str, bos: str | None = None, eos: str | None = None) -> Recognition:
     """As ``recognise``, with what differs as names in place of a warning."""
     compiled = compile_template(template)
-    tokens = {} if bos is None else {"bos_token": bos}
+    tokens = {"eos_token": eos or "<|im_end|>", **({} if bos is None else {"bos_token": bos})}
     texts = {probe.name: rendered(compiled, probe, tokens) for probe in PROBES}
     bare = {probe.name: rendered(compiled, probe.bare(), tokens) for probe in PROBES if probe.tools or probe.calls}
     on, off, unsaid = texts[ON.name], texts[OFF.name], texts[PROMPT.name]

@@ -32,6 +32,15 @@ def test_a_template_that_writes_a_bos_is_none_of_ours() -> None:
         recognise("{{ bos_token }}" + CHATML, "<s>")
 
 
+def test_a_template_that_writes_its_end_token_by_name() -> None:
+    """Many fine-tunes end turns so; it is ChatML only where that token is ChatML's."""
+    named = CHATML.replace("m['content'] + '<|im_end|>'", "m['content'] + eos_token")
+    assert named != CHATML
+    assert recognise(named) == recognise(named, eos="<|im_end|>") == ChatPolicy(family="chatml")
+    with pytest.raises(UnknownTemplate, match="differs at a user turn"):
+        recognise(named, eos="<|endoftext|>")
+
+
 def test_training_marks_of_other_tools_are_read_over() -> None:
     marked = CHATML.replace("{{ '<|im_start|>' + m", "{% generation %}{{ '<|im_start|>' + m", 1)
     marked = marked.replace("{% endfor %}", "{% endgeneration %}{% endfor %}")
