@@ -27,7 +27,6 @@ from twofold.model.hf_config import read_about
 from twofold.recipes.models import find_model
 from twofold.tasks.tools import Calc, ToolTask
 from twofold.text.parse import Parsed, ParseOptions, StreamParser
-from twofold.text.policy import by_name
 
 FIELDS = tuple(SamplingParams.__dataclass_fields__)
 TOOLS: dict[str, ToolTask] = {"calc": Calc()}
@@ -250,28 +249,23 @@ def chat(
     system: str | None = None,
     tools: str | None = None,
     fold: bool = False,
-    quantize: str | None = None,
+    loading: Mapping[str, Any] | None = None,
     history: bool = True,
-    family: str | None = None,
 ) -> None:
     """Find the model, say what it can do, and talk until the input ends.
 
     Args:
         folder: a model or run folder, or a .gguf file. sampling, thinking, system, fold: see ``Chat``. tools: name of
-            a tool, or None. quantize: see ``LLM``. history: keep lines typed in the user's state folder. family: the
-            chat format, in place of the model's template.
+            a tool, or None. loading: further arguments of ``LLM``. history: keep lines in the user's state folder.
 
     Raises:
-        InputError: no model there, or none that can chat; an unknown tool or family, or a parameter that the model
-            cannot honour.
+        InputError: no model there, or none that can chat; an unknown tool, or a parameter that the model cannot honour.
     """
     if tools is not None and tools not in TOOLS:
         raise InputError(f"unknown tool {tools!r}; there is: {', '.join(TOOLS)}")
     console = Console(highlight=False)
     model_folder = find_model(folder)
-    policy = LLM(
-        model_folder, policy=by_name(family), max_rows=1, options=EngineOptions(entropies=False), quantize=quantize
-    )
+    policy = LLM(model_folder, max_rows=1, options=EngineOptions(entropies=False), **(loading or {}))
     session = Chat(policy, console, sampling, thinking, system, TOOLS[tools] if tools else None, fold)
     size = policy.model.config.num_parameters()
     console.print(Text(f"{model_folder}, {size:,} parameters", style="bold"), soft_wrap=True)

@@ -30,6 +30,7 @@ from twofold.base.malloc import MALLOC_SETTINGS, ensure_malloc_settings
 from twofold.base.progress import duration_text
 from twofold.base.records import InputError
 from twofold.recipes.chain import Chain, ChainError
+from twofold.text.policy import by_name
 
 BuildRecipe = Callable[[list[str], int], Chain]
 
@@ -186,7 +187,8 @@ def chat(
     with one_line_errors(debug=False):
         command = importlib.import_module("twofold.chat_cli")
         sampling = command.sampling_from(settings or []) | ({} if budget is None else {"thinking_budget": budget})
-        command.chat(model, sampling, not no_think, system, tools, fold, quantize, family=family)
+        loading = {"quantize": quantize, "policy": by_name(family)}
+        command.chat(model, sampling, not no_think, system, tools, fold, loading)
 
 
 @app.command()
@@ -206,8 +208,8 @@ def serve(
     """Serve a model: an OpenAI-compatible API under /v1, and a web chat at /."""
     with one_line_errors(debug=False):
         command = importlib.import_module("twofold.serve_cli")
-        loading = {"dtype": dtype, "device": device, "quantize": quantize}
-        command.serve(model, host, port, api_key or [], settings or [], loading, family=family)
+        loading = {"dtype": dtype, "device": device, "quantize": quantize, "policy": by_name(family)}
+        command.serve(model, host, port, api_key or [], settings or [], loading)
 
 
 @app.command()

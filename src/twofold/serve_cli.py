@@ -22,7 +22,6 @@ from twofold.serve.config import ServeConfig
 from twofold.serve.server import Server
 from twofold.serve.service import Service
 from twofold.text.families import UnknownTemplate
-from twofold.text.policy import by_name
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -35,7 +34,6 @@ def serve(
     overrides: Sequence[str] = (),
     loading: Mapping[str, Any] | None = None,
     log_level: str = "info",
-    family: str | None = None,
 ) -> None:
     """Serve a model folder, a .gguf file, or a run's last model.
 
@@ -44,7 +42,6 @@ def serve(
         port: where to listen; 0 takes a free one. api_keys: any of them opens the API; ``@FILE`` reads a file with one
             a line, so that they do not show in the list of processes. overrides: ``KEY=VALUE`` for
             fields of ``ServeConfig``. loading: further arguments of ``LLM``. log_level: of uvicorn.
-        family: the chat format, in place of the model's template.
 
     Raises:
         InputError: no model there, a chat template that is not known, or the address cannot be bound to.
@@ -53,7 +50,7 @@ def serve(
     config = ServeConfig(api_keys=tuple(read_keys(api_keys))).override(overrides)
     folder = find_model(model)
     console = Console(highlight=False)
-    llm = LLM(folder, policy=by_name(family), options=EngineOptions(entropies=False), **(loading or {}))
+    llm = LLM(folder, options=EngineOptions(entropies=False), **(loading or {}))
     chats = chat_line(llm)
     service = Service(llm, config)
     for line in (*banner(service, folder, host, port), chats):
