@@ -32,7 +32,6 @@ from twofold.text.probes import (
     TOOL,
     USER,
     Probe,
-    Template,
     compile_template,
     rendered,
 )
@@ -55,7 +54,7 @@ class Recognition:
     differs: tuple[str, ...] = ()
 
     def warn(self) -> None:
-        """Warn, once for each template, where the policy is not exactly the template."""
+        """Warn where the policy is not exactly the template."""
         if self.differs:
             warnings.warn(
                 f"the chat template is read as the family {self.policy.family!r}, but it renders otherwise: "
@@ -74,10 +73,10 @@ class _Found:
 
     def differs(self, policy: ChatPolicy, probe: Probe) -> bool:
         """Whether the template renders the probe otherwise than our renderer does."""
-        text = self.texts[probe.name]
-        if text is None:  # a conversation that the template refuses is rendered by nobody else
-            return probe.core
-        if policy.spec.tools or not (probe.tools or probe.calls):
+        text, about_tools = self.texts[probe.name], probe.tools or probe.calls
+        if text is None:  # the template refuses the conversation; of families, one that cannot show tools does as well
+            return probe.core or (about_tools and policy.spec.tools)
+        if policy.spec.tools or not about_tools:
             return _shown(policy, probe, not self.off) != text
         return text != self.bare[probe.name]  # no place for tools: the template must have none either
 
@@ -107,7 +106,7 @@ def grade(template: str, bos: str | None = None, eos: str | None = None) -> Reco
     on, off, unsaid = texts[ON.name], texts[OFF.name], texts[PROMPT.name]
     found = _Found(texts, bare, off=unsaid == off != on)
     best: tuple[tuple[bool, int, bool], ChatPolicy, list[Probe]] | None = None
-    for policy in _candidates(compiled, tokens, texts):
+    for policy in _candidates(texts):
         differing = [probe for probe in PROBES if found.differs(policy, probe)]
         if not differing:
             break
@@ -136,7 +135,7 @@ def template_difference(trained: str, found: str) -> str:
     return "\n".join(lines)
 
 
-def _candidates(compiled: Template, tokens: dict[str, str], texts: dict[str, str | None]) -> Iterator[ChatPolicy]:
+def _candidates(texts: dict[str, str | None]) -> Iterator[ChatPolicy]:
     """Policies that the template may follow; what one probe decides for all families is settled here."""
     default = _between(texts[USER.name])
     trims = texts[SPACED.name] is not None and texts[SPACED.name] == texts[PROMPT.name]

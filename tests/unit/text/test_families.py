@@ -119,6 +119,8 @@ def test_plain_chats_are_enough_and_the_rest_is_named(template: str, family: str
 
 def test_what_a_template_refuses_is_no_difference() -> None:
     assert grade(NO_SYSTEM) == Recognition(ChatPolicy(family="chatml"))
+    no_tools = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}"
+    assert grade(no_tools + CHATML) == Recognition(ChatPolicy(family="chatml"))
 
 
 def test_a_template_that_trims_contents() -> None:
