@@ -84,6 +84,7 @@ class Chat:
         fold: bool = False,
     ) -> None:
         self.policy, self.console = policy, console
+        self.renderer = policy.renderer  # a model without a chat format is refused before the first line is read
         self.thinking, self.tools, self.fold = thinking, tools, fold
         self.sampling: dict[str, Any] = {}
         self.messages: list[Message] = [Message("system", system)] if system else []
@@ -153,7 +154,7 @@ class Chat:
 
     def respond(self, text: str) -> None:
         """Add a user turn and stream the reply, running tools as often as an episode may; kept only when whole."""
-        renderer, asked = self.policy.renderer, [*self.messages, Message("user", text)]
+        renderer, asked = self.renderer, [*self.messages, Message("user", text)]
         ids = renderer.prompt_ids(asked, self.tools.tools if self.tools else None, thinking=self.thinking)
         self.thought = ""
         for turn in range(1, MAX_TURNS + 1):
@@ -186,7 +187,8 @@ class Chat:
         request = self.policy.request(prompt_ids, sampling, thinking=self.thinking)
         self.replies += 1
         self.view = view = ReplyView(self.console, self.fold)
-        parser = StreamParser(self.policy.tokenizer, prompt_ids, ParseOptions(stop=request.params.stop))
+        options = ParseOptions(stop=request.params.stop, tools=self.tools.tools if self.tools else None)
+        parser = StreamParser(self.policy.tokenizer, prompt_ids, options)
         token_ids: list[int] = []
         thinking, any_forced, started = 0, False, time.perf_counter()
         with closing(self.policy.engine.stream(request)) as tokens:
@@ -245,23 +247,23 @@ def chat(
     system: str | None = None,
     tools: str | None = None,
     fold: bool = False,
-    quantize: str | None = None,
+    loading: Mapping[str, Any] | None = None,
     history: bool = True,
 ) -> None:
     """Find the model, say what it can do, and talk until the input ends.
 
     Args:
         folder: a model or run folder, or a .gguf file. sampling, thinking, system, fold: see ``Chat``. tools: name of
-            a tool, or None. quantize: see ``LLM``. history: keep lines typed in the user's state folder.
+            a tool, or None. loading: further arguments of ``LLM``. history: keep lines in the user's state folder.
 
     Raises:
-        InputError: no model there, an unknown tool, or a parameter that the model cannot honour.
+        InputError: no model there, or none that can chat; an unknown tool, or a parameter that the model cannot honour.
     """
     if tools is not None and tools not in TOOLS:
         raise InputError(f"unknown tool {tools!r}; there is: {', '.join(TOOLS)}")
     console = Console(highlight=False)
     model_folder = find_model(folder)
-    policy = LLM(model_folder, max_rows=1, options=EngineOptions(entropies=False), quantize=quantize)
+    policy = LLM(model_folder, max_rows=1, options=EngineOptions(entropies=False), **(loading or {}))
     session = Chat(policy, console, sampling, thinking, system, TOOLS[tools] if tools else None, fold)
     size = policy.model.config.num_parameters()
     console.print(Text(f"{model_folder}, {size:,} parameters", style="bold"), soft_wrap=True)

@@ -31,6 +31,7 @@ from twofold.base.progress import duration_text
 from twofold.base.records import InputError
 from twofold.base.streams import ensure_utf8_paths, forgiving_streams
 from twofold.recipes.chain import Chain, ChainError
+from twofold.text.policy import by_name
 
 BuildRecipe = Callable[[list[str], int], Chain]
 
@@ -56,6 +57,13 @@ def recipe(module: str) -> BuildRecipe:
     return build
 
 
+Family = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A chat format (hybrid, thinking, instruct, coder, chatml, ...) in place of the model's template.",
+    ),
+]
 RECIPES: dict[str, BuildRecipe] = {name: recipe(f"twofold.recipes.{name}") for name in ("tiny", "sft", "scaling")}
 
 app = typer.Typer(
@@ -125,6 +133,7 @@ def run(
     ] = None,
     redo: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Make this stage afresh; repeatable.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the whole run.")] = 0,
+    family: Family = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Run folder; runs/RECIPE unless given, runs/RECIPE-seedN with a seed."),
@@ -135,7 +144,7 @@ def run(
     """Run a recipe, or go on with it: what is finished is kept, what was interrupted resumes."""
     go_on = "the same command without --redo" if redo else "the same command"
     with one_line_errors(debug, interrupted=f"stopped; run {go_on} to go on"):
-        chain = build_chain(recipe_name, overrides or [], seed)
+        chain = build_chain(recipe_name, with_family(overrides, family), seed)
         folder = out or default_folder(recipe_name, seed)
         console = Console()
         if dry_run:
@@ -151,13 +160,15 @@ def plan_run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a configuration value; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the whole run.")] = 0,
+    family: Family = None,
     price: Annotated[float | None, typer.Option(min=0, metavar="N", help="What an hour of this machine costs.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Estimate memory, time and cost of a recipe's stages from a few real steps of each."""
     with one_line_errors(debug):
-        chain = build_chain(recipe_name, overrides or [], seed)
-        importlib.import_module("twofold.plan_cli").plan(recipe_name, chain, overrides or [], price, Console())
+        settings = with_family(overrides, family)
+        chain = build_chain(recipe_name, settings, seed)
+        importlib.import_module("twofold.plan_cli").plan(recipe_name, chain, settings, price, Console())
 
 
 @app.command()
@@ -175,12 +186,14 @@ def chat(
     tools: Annotated[str | None, typer.Option(metavar="calc", help="Offer a tool to the model.")] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Show each thought as one line.")] = False,
     quantize: Annotated[str | None, typer.Option(metavar="int8", help="Pack the weights for speed on a CPU.")] = None,
+    family: Family = None,
 ) -> None:
     """Talk to a model; its thinking is shown apart from its answer."""
     with one_line_errors(debug=False):
         command = importlib.import_module("twofold.chat_cli")
         sampling = command.sampling_from(settings or []) | ({} if budget is None else {"thinking_budget": budget})
-        command.chat(model, sampling, not no_think, system, tools, fold, quantize)
+        loading = {"quantize": quantize, "policy": by_name(family)}
+        command.chat(model, sampling, not no_think, system, tools, fold, loading)
 
 
 @app.command()
@@ -197,11 +210,12 @@ def serve(
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...")] = "cpu",
     quantize: Annotated[str | None, typer.Option(metavar="int8", help="Pack the weights for speed on a CPU.")] = None,
+    family: Family = None,
 ) -> None:
     """Serve a model: an OpenAI-compatible API under /v1, and a web chat at /."""
     with one_line_errors(debug=False):
         command = importlib.import_module("twofold.serve_cli")
-        loading = {"dtype": dtype, "device": device, "quantize": quantize}
+        loading = {"dtype": dtype, "device": device, "quantize": quantize, "policy": by_name(family)}
         command.serve(model, host, port, api_key or [], settings or [], loading)
 
 
@@ -230,10 +244,11 @@ def export(
     kind: Annotated[str, typer.Option("--type", help="f32, f16, bf16; for GGUF also q8_0, q4_0.")] = "bf16",
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A PEFT adapter to merge first.")] = None,
     any_base: Annotated[bool, typer.Option("--any-base", help="Merge it though trained on other weights.")] = False,
+    family: Family = None,
 ) -> None:
     """Write a model as a Hugging Face folder or as a GGUF file."""
     with one_line_errors(debug=False):
-        importlib.import_module("twofold.model_cli").export(model, out, kind, adapter, any_base, Console())
+        importlib.import_module("twofold.model_cli").export(model, out, kind, adapter, any_base, Console(), family)
 
 
 @app.command()
@@ -257,10 +272,11 @@ def data_view(
     model: Annotated[Path, typer.Option(metavar="MODEL", help="Whose tokenizer and chat format to use.")],
     html: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a page instead of printing.")] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most conversations shown.")] = 20,
+    family: Family = None,
 ) -> None:
     """Show conversations token by token, coloured by role and loss weight, exactly as they will be trained."""
     with one_line_errors(debug=False):
-        importlib.import_module("twofold.model_cli").view(file, model, html, limit, Console())
+        importlib.import_module("twofold.model_cli").view(file, model, html, limit, Console(), family)
 
 
 @app.command()
@@ -282,6 +298,11 @@ def build_chain(recipe_name: str, overrides: list[str], seed: int) -> Chain:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(RECIPES)}"
         raise ConfigError(f"unknown recipe {recipe_name!r}; {hint}")
     return RECIPES[recipe_name](overrides, seed)
+
+
+def with_family(overrides: list[str] | None, family: str | None) -> list[str]:
+    """The overrides of a recipe, with the chat format that ``--family`` names."""
+    return [*(overrides or []), *([f"family={family}"] if family else [])]
 
 
 def default_folder(recipe_name: str, seed: int) -> Path:

@@ -39,7 +39,7 @@ from twofold.recipes.folder import TYPES, save_folder
 from twofold.recipes.models import find_model
 from twofold.text.chat import Renderer, folder_template
 from twofold.text.gguf_tokenizer import gguf_ends, tokenizer_from_gguf
-from twofold.text.policy import POLICY_FILE, ChatPolicy
+from twofold.text.policy import POLICY_FILE, ChatPolicy, by_name
 from twofold.text.tokenizer import Tokenizer
 from twofold.text.view import html_view, terminal_view, view_file
 
@@ -79,15 +79,23 @@ def _read_gguf(path: Path) -> Checkpoint:
     return Checkpoint(str(path), "GGUF file", found.config, stored, found.chat_template, problem, tuple(warnings))
 
 
-def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bool, console: Console) -> None:
+def export(
+    model: Path,
+    out: Path,
+    kind: str,
+    adapter: Path | None,
+    any_base: bool,
+    console: Console,
+    family: str | None = None,
+) -> None:
     """Write a model as a Hugging Face folder, or as one GGUF file where ``out`` ends in .gguf; whole or not at all.
 
-    A chat template of no known family is written as it is; a model without one stays without.
+    A chat template that is not exactly one of our families is written as it is; a model without one stays without.
 
     Args:
         kind: type of the weights: f32, f16, bf16, and for GGUF q8_0 and q4_0. adapter: a PEFT folder to merge first;
             a tokenizer in it, and the chat template beside that, take the place of the model's. any_base: merge it also
-            where it was trained on other weights.
+            where it was trained on other weights. family: the chat format to write, whatever the template is.
 
     Raises:
         InputError: an unknown type, an ``out`` that exists already or cannot be written, weights that do not fit the
@@ -104,11 +112,14 @@ def export(model: Path, out: Path, kind: str, adapter: Path | None, any_base: bo
     if checkpoint.problem is not None:
         raise InputError(checkpoint.problem)
     own = _Text() if adapter is None else _text_of(adapter)
-    llm = LLM(path, dtype=_memory_type(checkpoint, as_gguf, kind, adapter), policy=own.policy)
+    policy = by_name(family) or own.policy
+    llm = LLM(path, dtype=_memory_type(checkpoint, as_gguf, kind, adapter), policy=policy)
     tokenizer = own.tokenizer or llm.tokenizer
     if adapter is not None:
         _merge(llm, adapter, tokenizer, any_base)
-    foreign = own.template if own.policy is None else None  # of no family, whatever the model's is
+    foreign = own.template if policy is None else None  # of no family, whatever the model's is
+    if foreign is None and llm.has_renderer and llm.renderer.differs:
+        foreign = checkpoint.chat_template
     said = llm.renderer.chat_template if llm.has_renderer else own.template or checkpoint.chat_template
     template = said if foreign is None else foreign
     notes = [f"{path} has {NO_HEAD}; in {out} the embedding is the head"] if checkpoint.headless else []
@@ -193,7 +204,7 @@ def _quality_table(found: Quality, path: Path, kind: str) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """Tokenizer and chat template in an adapter's folder. policy: the template's, None where no family is like it."""
+    """Tokenizer and chat template in an adapter's folder. policy: the template's, None where it is no family's."""
 
     tokenizer: Tokenizer | None = None
     template: str | None = None
@@ -205,7 +216,8 @@ def _text_of(adapter: Path) -> _Text:
         return _Text()
     tokenizer, template = Tokenizer.from_folder(adapter), folder_template(adapter)
     try:
-        return _Text(tokenizer, template, Renderer.from_pretrained(adapter).policy)
+        renderer = Renderer.from_pretrained(adapter)
+        return _Text(tokenizer, template, None if renderer.differs else renderer.policy)
     except InputError:
         return _Text(tokenizer, template)
 
@@ -268,9 +280,9 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def view(file: Path, model: Path, html: Path | None, limit: int, console: Console) -> None:
+def view(file: Path, model: Path, html: Path | None, limit: int, console: Console, family: str | None = None) -> None:
     """Show conversations token by token as they will be trained, on the terminal or as an HTML page."""
-    renderer = _renderer(model)
+    renderer = _renderer(model, by_name(family))
     samples = view_file(file, renderer, limit)
     if html is None:
         console.print(terminal_view(samples, renderer.tokenizer))
@@ -279,8 +291,8 @@ def view(file: Path, model: Path, html: Path | None, limit: int, console: Consol
     console.print(escape(f"{html}: {len(samples)} conversations"), style="bold", highlight=False, soft_wrap=True)
 
 
-def _renderer(model: Path) -> Renderer:
+def _renderer(model: Path, policy: ChatPolicy | None) -> Renderer:
     """The renderer of a model, without its weights; a folder of a tokenizer and a chat template is enough."""
     found = local(model, weights=False)
     path = found if (found / "tokenizer.json").is_file() else find_model(found)
-    return Renderer.from_pretrained(path)
+    return Renderer.from_pretrained(path, policy)

@@ -21,6 +21,7 @@ from twofold.recipes.models import find_model
 from twofold.serve.config import ServeConfig
 from twofold.serve.server import Server
 from twofold.serve.service import Service
+from twofold.text.families import UnknownTemplate
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -43,7 +44,8 @@ def serve(
             fields of ``ServeConfig``. loading: further arguments of ``LLM``. log_level: of uvicorn.
 
     Raises:
-        InputError: no model there, or the address cannot be bound to. ConfigError: an unknown setting, a bad key.
+        InputError: no model there, a chat template that is not known, or the address cannot be bound to.
+        ConfigError: an unknown setting, a bad key.
     """
     config = ServeConfig(api_keys=tuple(read_keys(api_keys))).override(overrides)
     folder = find_model(model)
@@ -51,8 +53,9 @@ def serve(
     llm = LLM(folder, options=EngineOptions(entropies=False), **(loading or {}))
     if not llm.has_tokenizer:
         raise InputError(f"{folder} has no tokenizer files, and a server speaks text; copy them into the folder")
+    chats = chat_line(llm)
     service = Service(llm, config)
-    for line in banner(service, folder, host, port):
+    for line in (*banner(service, folder, host, port), chats):
         console.print(Text(line), soft_wrap=True)
     server = Server(service, host, port, log_level)
     try:
@@ -81,6 +84,20 @@ def read_keys(given: Sequence[str]) -> list[str]:
             raise ConfigError(f"--api-key {key!r} has no key; give a word, or @FILE with one key a line")
         keys += lines
     return keys
+
+
+def chat_line(llm: LLM) -> str:
+    """What to say of the chat format; a model without one is served for completions, as base models are.
+
+    Raises:
+        UnknownTemplate: it has a chat template, which is not known: every chat would fail, and ``--family`` helps.
+    """
+    try:
+        return f"chats are written as the family {llm.renderer.policy.family!r} writes them"
+    except UnknownTemplate:
+        raise
+    except InputError as error:
+        return f"warning: completions only, no chats: {error}"
 
 
 def banner(service: Service, folder: Path, host: str, port: int) -> list[str]:

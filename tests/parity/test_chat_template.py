@@ -22,7 +22,8 @@ import pytest
 
 from twofold.base.records import InputError
 from twofold.text.chat import CHAT_TEMPLATE, FAMILIES, ChatPolicy, Renderer
-from twofold.text.families import compile_template, recognise
+from twofold.text.families import recognise
+from twofold.text.probes import compile_template
 from twofold.text.tokenizer import Tokenizer
 
 ASSETS = Path(os.environ.get("TWOFOLD_ASSETS", "/nonexistent"))
@@ -133,8 +134,13 @@ POLICIES = [
     ChatPolicy(family="instruct"),
     ChatPolicy(family="qwen2.5"),
     ChatPolicy(family="chatml", default_system='Be "kind" {{ no }} %}\n\\ é🙂'),
+    ChatPolicy(family="chatml", trim_content=True),
+    ChatPolicy(family="coder"),
+    ChatPolicy(family="qwen3.5"),
+    ChatPolicy(family="qwen3.6"),
+    ChatPolicy(family="qwen3.6", history_thinking="keep"),
 ]
-NAMES = [f"{policy.family}-{policy.history_thinking}" for policy in POLICIES]
+NAMES = [f"{policy.family}-{policy.history_thinking}{'-trims' * policy.trims}" for policy in POLICIES]
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +152,18 @@ def for_family(policy: ChatPolicy) -> list[Case]:
     """Cases that the family has a place for: all of them for the official hybrid, a sample for its relatives."""
     if not policy.spec.tools:
         return [Case(case.rows, None, case.generate, case.thinking) for case in CASES if case.tools is None][::2]
+    if policy.xml is not None:  # a template cannot take JSON text apart
+        return [case for case in CASES if not any(isinstance(call.get("arguments"), str) for call in called(case))][::3]
     return CASES if policy == ChatPolicy() else CASES[::5]
 
 
+def called(case: Case) -> list[dict[str, Any]]:
+    """The functions that are called, with their arguments."""
+    return [call.get("function", call) for row in case.rows for call in row.get("tool_calls", ())]
+
+
 def rendered(renderer: Renderer, case: Case) -> Any:
-    off = case.thinking is False and renderer.policy.spec.prompt == "switch"
+    off = case.thinking is False and renderer.policy.spec.switches
     return renderer.render(case.rows, case.tools, thinking=not off, add_generation_prompt=case.generate)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -131,6 +132,18 @@ def test_a_real_model_answers_and_the_seed_decides(run_folder: Path) -> None:
     assert speed.sub("", first.output) == speed.sub("", again.output) != speed.sub("", other.output)
     assert len(speed.findall(first.output)) == 2 and "fusion, " in first.output
     assert first.output.count("you> ") == 2 and chat_cli.NO_NOTE in first.output
+
+
+def test_an_unknown_template_is_refused_before_the_first_prompt(run_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(run_folder / "cold_start", folder)
+    (folder / "chat_policy.json").unlink()
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    refused = invoke(folder, ["hi"])
+    assert refused.exit_code == 1 and "--family NAME" in refused.output and "you>" not in refused.output
+    assert "use one of hybrid" in invoke(folder, ["hi"], "--family", "llama").output
+    told = invoke(folder, ["hi"], "--family", "chatml", "--set", "max_tokens=3")
+    assert told.exit_code == 0 and "3 tokens" in told.output
 
 
 def test_greedy_on_a_model_folder(run_folder: Path) -> None:

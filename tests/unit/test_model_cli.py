@@ -142,6 +142,30 @@ def test_an_adapter_brings_a_template_of_no_family(words: Path, tmp_path: Path) 
     assert not LLM(tmp_path / "out").has_renderer
 
 
+NEARLY = ChatPolicy().template.replace("# Tools", "# Instruments")
+
+
+def test_export_keeps_a_template_that_is_nearly_a_family(folder: Path, tmp_path: Path) -> None:
+    """Ours would render it otherwise, and what else reads the folder follows the file."""
+    near = copied(folder, tmp_path / "near", "chat_policy.json")
+    (near / "chat_template.jinja").write_text(NEARLY, encoding="utf-8")
+    with pytest.warns(UserWarning, match="renders otherwise: a tool"):
+        run("export", near, tmp_path / "out", "--type", "f32")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == NEARLY
+    assert not (tmp_path / "out" / "chat_policy.json").exists()
+    run("export", near, tmp_path / "chosen", "--type", "f32", "--family", "coder")
+    assert LLM(tmp_path / "chosen").renderer.policy == ChatPolicy(family="coder")
+
+
+def test_data_view_takes_a_family_by_hand(folder: Path, tmp_path: Path) -> None:
+    strange = copied(folder, tmp_path / "strange", "chat_policy.json")
+    (strange / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}')
+    assert "--family NAME" in run("data", "view", rows, "--model", strange, code=1)
+    assert "whose turn" in run("data", "view", rows, "--model", strange, "--family", "chatml")
+
+
 def test_rows_of_tokens_that_no_tokenizer_knows_are_refused(words: Path, tmp_path: Path) -> None:
     bare = copied(words / "adapter", tmp_path / "bare", "tokenizer.json")
     shown = run("export", words / "base", tmp_path / "out", "--type", "f32", "--adapter", bare, code=1)

@@ -10,8 +10,10 @@ import pytest
 
 from twofold.base.config import ConfigError
 from twofold.base.records import InputError
+from twofold.llm import LLM
 from twofold.serve.config import ServeConfig
-from twofold.serve_cli import banner, read_keys, serve
+from twofold.serve_cli import banner, chat_line, read_keys, serve
+from twofold.text.families import UnknownTemplate
 
 
 def test_keys(tmp_path: Path) -> None:
@@ -33,6 +35,15 @@ def test_what_is_said() -> None:
     assert "warning: 0.0.0.0 can be reached" in banner(service, Path("x"), "0.0.0.0", 8000)[-1]
     service.config = ServeConfig(api_keys=("k",))
     assert banner(service, Path("x"), "0.0.0.0", 8000)[-1].endswith("/v1 (with a key)")
+
+
+def test_a_model_without_chats_is_served_only_where_no_family_would_help() -> None:
+    llm: Any = LLM.__new__(LLM)
+    llm._renderer = UnknownTemplate("the chat template is none of the families; --family NAME")
+    with pytest.raises(UnknownTemplate, match="--family NAME"):
+        chat_line(llm)
+    llm._renderer = InputError("the checkpoint has no chat template")
+    assert chat_line(llm) == "warning: completions only, no chats: the checkpoint has no chat template"
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class InputError(ValueError):
 
     def with_hint(self, hint: str) -> InputError:
         """The same error with another hint."""
-        return InputError(self.problem, hint=hint, field=self.field, code=self.code)
+        return type(self)(self.problem, hint=hint, field=self.field, code=self.code)
 
     @classmethod
     def overflow(cls, what: str, tokens: int, limit: int, hint: str = "shorten it") -> InputError:

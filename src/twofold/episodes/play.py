@@ -14,7 +14,7 @@ from twofold.base.records import Completion, Request, SamplingParams
 from twofold.engine.engine import Engine
 from twofold.tasks.query import Query
 from twofold.text.chat import Renderer
-from twofold.text.parse import Parsed, parse
+from twofold.text.parse import Parsed, ParseOptions, parse
 
 MAX_TURNS = 3
 _TURN_STRIDE = 1_000_000_007  # keeps the seeds of later turns away from those of other episodes
@@ -105,7 +105,9 @@ def _start(query: Query, prompt: list[int], seed: int) -> Trajectory:
 
 def _absorb(trajectory: Trajectory, completion: Completion, renderer: Renderer) -> bool:
     """Append one assistant turn. True when it called tools that are on offer, so the episode goes on."""
-    parsed = parse(renderer.tokenizer, completion.token_ids, trajectory.token_ids)
+    offered = trajectory.query.tools
+    options = ParseOptions(tools=offered.tools if offered else None)
+    parsed = parse(renderer.tokenizer, completion.token_ids, trajectory.token_ids, options)
     trajectory.token_ids += completion.token_ids
     trajectory.sampled += [not forced for forced in completion.forced]
     trajectory.logprobs += completion.logprobs

@@ -35,8 +35,9 @@ from twofold.recipes.models import is_checkpoint
 from twofold.recipes.pretrain import run_training
 from twofold.recipes.sft_report import SFTReportConfig, write_sft_report
 from twofold.recipes.watch import tracked
-from twofold.text.chat import FAMILIES, ChatPolicy, Rendered, Renderer
+from twofold.text.chat import FAMILIES, Rendered, Renderer
 from twofold.text.columns import ColumnError
+from twofold.text.policy import by_name
 from twofold.text.rows import read_views
 from twofold.train.compute import Precision
 from twofold.train.loop import FitConfig, OptimConfig
@@ -197,7 +198,7 @@ def extend_vocabulary(context: StageContext) -> None:
         InputError: a token that cannot be added.
     """
     config: ExtendConfig = context.config
-    llm = LLM(Path(config.init), dtype="float32", policy=_policy(config))
+    llm = LLM(Path(config.init), dtype="float32", policy=by_name(config.family))
     _check_pair(llm)
     first = llm.tokenizer.vocab_size
     tokenizer = llm.tokenizer.add_words(config.new_tokens)
@@ -210,16 +211,8 @@ def _start(context: StageContext) -> Path:
     return context.inputs.get("extend", Path(context.config.init)).absolute()
 
 
-def _policy(config: Origin) -> ChatPolicy | None:
-    """The chat format that was asked for; None is the checkpoint's own."""
-    return ChatPolicy(family=config.family) if config.family else None
-
-
 def _renderer(context: StageContext) -> Renderer:
-    try:
-        return Renderer.from_pretrained(_start(context), _policy(context.config))
-    except InputError as error:
-        raise InputError(str(error).replace("policy=ChatPolicy(family=...)", "--set family=NAME")) from None
+    return Renderer.from_pretrained(_start(context), by_name(context.config.family))
 
 
 def _check_pair(llm: LLM) -> None:
@@ -319,7 +312,7 @@ def fine_tune(context: StageContext) -> None:
     rows = context.inputs["rows"]
     train, held = StoredExamples(rows / "train.safetensors"), StoredExamples(rows / "held_out.safetensors")
     prompts = read_jsonl(rows / "prompts.jsonl")
-    llm = LLM(start, dtype="float32", device=config.device, policy=_policy(config))
+    llm = LLM(start, dtype="float32", device=config.device, policy=by_name(config.family))
     _check_pair(llm)
     before = _measured_before(context, llm, held, prompts)
     _choose_weights(llm, config, context.seed)

@@ -1,7 +1,7 @@
 """What an answer must look like: response formats and tool choices as grammars for the engine.
 
-The engine applies a grammar after the think block only. Calls have the format that all template families with tools
-share. Not here: how grammars mask logits (``engine``), and how calls are read (``text``).
+The engine applies a grammar after the think block only. Calls are JSON or have the XML form, as the template family
+writes them. Not here: how grammars mask logits (``engine``), and how calls are read (``text``).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from twofold.serve.errors import bad_request
 from twofold.serve.protocol import ChatRequest, SamplingFields
 from twofold.text.plain import dump_json
 from twofold.text.tokenizer import Tokenizer
+from twofold.text.xml_calls import field_types
 
 Json = dict[str, Any]
 _NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,64}")
 _FORBID = -100.0
 # llguidance's options: arguments are spaced as the template writes them, answers as the model likes, within limits.
 _TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_VALUE_END = "\n</parameter>\n"
 _AIRY = {"whitespace_pattern": r"[ \n\t]{1,32}"}
 
 
@@ -93,8 +95,11 @@ def grammar_field(request: SamplingFields) -> str:
     return next((name for name, grammar in _answer_grammars(request) if grammar is not None), "tools")
 
 
-def call_grammar(plan: ToolPlan, tokenizer: Tokenizer, answer: Grammar | None) -> Grammar | None:
-    """The grammar of an answer in which tools may or must be called; ``answer`` constrains what is no call.
+def call_grammar(plan: ToolPlan, tokenizer: Tokenizer, answer: Grammar | None, xml: bool = False) -> Grammar | None:
+    """The grammar of an answer in which tools may or must be called.
+
+    Args:
+        plan: the tools. tokenizer: the checkpoint's. answer: constrains what is no call. xml: calls have the XML form.
 
     Raises:
         ApiError: 400 for an answer constraint that cannot be joined with calls.
@@ -118,11 +123,10 @@ def call_grammar(plan: ToolPlan, tokenizer: Tokenizer, answer: Grammar | None) -
     rules.append(_call_rule(plan, tokenizer))
     for number, tool in enumerate(plan.shown):
         function = tool["function"]
-        if function["name"] not in plan.names:
-            continue
-        head = json.dumps(f'{{"name": {json.dumps(function["name"])}, "arguments": ')
-        schema = _schema(_parameters(function), _TIGHT)
-        rules += [f'tool{number}: {head} arguments{number} "}}"', f"arguments{number}: %json {schema}"]
+        if function["name"] in plan.names:
+            rules += (_xml_rules if xml else _json_rules)(f"tool{number}", function)
+    if xml:
+        rules.append(f"value[suffix={json.dumps(_VALUE_END)}]: /(.|\\n)*/")
     rules += ["SEP: /\\n{0,2}/", "TEXT: /(.|\\n)*/"]
     return Grammar("lark", "\n".join(rules))
 
@@ -145,6 +149,36 @@ def _parameters(function: Json) -> Json:
     if open_ended or schema.get("properties") or schema.get("required"):
         return schema
     return {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def _json_rules(rule: str, function: Json) -> list[str]:
+    """One call as a JSON object."""
+    head = json.dumps(f'{{"name": {json.dumps(function["name"])}, "arguments": ')
+    schema = _schema(_parameters(function), _TIGHT)
+    return [f'{rule}: {head} {rule}arguments "}}"', f"{rule}arguments: %json {schema}"]
+
+
+def _xml_rules(rule: str, function: Json) -> list[str]:
+    """One call in the XML form: parameters in the schema's order, values that may be text free up to their end."""
+    schema = function.get("parameters") or {}
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    required, names, rules = schema.get("required") or (), [], []
+    for number, (key, field) in enumerate((schema.get("properties") or {}).items()):
+        name = f"{rule}p{number}"
+        names.append(name if key in required else f"{name}?")
+        opening = json.dumps(f"<parameter={key}>\n", ensure_ascii=False)
+        listed = field.get("enum") if isinstance(field, dict) else None
+        if listed and all(isinstance(option, str) for option in listed):
+            options = " | ".join(json.dumps(option, ensure_ascii=False) for option in listed)
+            rules.append(f"{name}: {opening} ({options}) {json.dumps(_VALUE_END)}")
+            continue
+        if "string" in field_types(field, schema):
+            rules.append(f"{name}: {opening} value")
+            continue
+        inner = json.dumps({**field, **shared, "x-guidance": _TIGHT})
+        rules += [f"{name}: {opening} {name}v {json.dumps(_VALUE_END)}", f"{name}v: %json {inner}"]
+    head = json.dumps(f"<function={function['name']}>\n")
+    return [f'{rule}: {" ".join([head, *names])} "</function>"', *rules]
 
 
 def _call_rule(plan: ToolPlan, tokenizer: Tokenizer) -> str:

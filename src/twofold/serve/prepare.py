@@ -175,7 +175,8 @@ def _chat_sampling(llm: LLM, request: ChatRequest, plan: ToolPlan) -> Json:
         sampling["top_logprobs"] = request.top_logprobs
     if request.stop_loops is not None:
         sampling["stop_loops"] = request.stop_loops
-    if (grammar := call_grammar(plan, llm.tokenizer, answer_grammar(request))) is not None:
+    xml = llm.renderer.policy.xml is not None
+    if (grammar := call_grammar(plan, llm.tokenizer, answer_grammar(request), xml)) is not None:
         sampling["grammar"] = grammar
     if plan.forbidden:
         sampling["logit_bias"] = tuple(

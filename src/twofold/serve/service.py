@@ -219,7 +219,7 @@ class Service:
                 "chat": policy is not None,
                 "family": policy.family if policy is not None else None,
                 "thinking": spec.thinks and spec.prompt != "closed",
-                "thinking_switch": spec.prompt == "switch",
+                "thinking_switch": spec.switches,
                 "thinking_budget": spec.thinks and llm.engine.think is not None,
                 "tools": spec.tools,
             },

@@ -1,8 +1,8 @@
 """The text of one tool call to a ``ToolCall``, read as it arrives; JSON that has only one reading is mended.
 
 Mended: trailing commas, single quotes, line breaks inside strings, Python's True / False / None, brackets missing or
-left over at a closed end. Everything else is a fault with its reason; nothing is guessed. The second syntax is the
-XML form of Qwen3-Coder. Not here: where calls begin and end in a reply (``parse.py``), and tool schemas.
+left over at a closed end. Everything else is a fault with its reason; nothing is guessed. Not here: where calls begin
+and end in a reply (``parse.py``), calls in the XML form of Qwen3-Coder (``xml_calls.py``), and tool schemas.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from twofold.base.records import ToolCall
 
@@ -25,8 +23,6 @@ _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _PLAIN = {'"': re.compile(r'[^"\\\x00-\x1f]+'), "'": re.compile(r"[^'\"\\\x00-\x1f]+")}
 _WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 _CLOSERS = {"{": "}", "[": "]"}
-_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*)</function>\s*", re.DOTALL)
-_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
 class CallReader:
@@ -263,54 +259,6 @@ class CallReader:
             self.name = json.loads("".join(self._word))
             self.fault = name_fault(self.name)
         self._value_done()
-
-
-def is_xml_call(raw: str) -> bool:
-    """Whether a call is in Qwen3-Coder's form."""
-    return raw.lstrip().startswith("<function=")
-
-
-def read_xml_call(raw: str, tools: Sequence[Mapping[str, Any]] | None) -> ToolCall | str:
-    """Qwen3-Coder's form, ``<function=NAME><parameter=KEY>value</parameter>…</function>``; a fault as text.
-
-    The form has no types. A value is a string unless the tool's schema names another type and it is JSON.
-    """
-    match = _FUNCTION.fullmatch(raw)
-    if match is None:
-        return "not a whole <function=NAME> … </function>"
-    name, body = match.group(1).strip(), match.group(2)
-    types = _parameter_types(name, tools)
-    arguments: dict[str, Any] = {}
-    at = 0
-    while parameter := _PARAMETER.match(body, at):
-        key, value = parameter.group(1).strip(), parameter.group(2)
-        arguments[key] = value if types.get(key, "string") == "string" else _typed(value)
-        at = parameter.end()
-    if body[at:].strip():
-        return "text between the parameters"
-    return name_fault(name) or ToolCall(name, arguments)
-
-
-def _parameter_types(name: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    for tool in tools or ():
-        function = tool.get("function", tool)
-        if isinstance(function, Mapping) and function.get("name") == name:
-            parameters = function.get("parameters")
-            properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-            fields = properties if isinstance(properties, Mapping) else {}
-            return {key: field.get("type") for key, field in fields.items() if isinstance(field, Mapping)}
-    return {}
-
-
-def _typed(value: str) -> Any:
-    reader = CallReader()
-    reader.feed('{"name": "x", "arguments": {"x": ' + value + "}}")
-    if reader.close(tagged=False) is None:  # too deep, not finite, half a character
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def name_fault(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from twofold.base.files import readable
 from twofold.base.gguf_file import is_gguf, read_metadata
 from twofold.base.records import InputError, Message
-from twofold.text.families import recognise, template_difference
+from twofold.text.families import BY_HAND, grade, template_difference
 from twofold.text.gguf_tokenizer import gguf_template, tokenizer_from_gguf
 from twofold.text.messages import (
     Tools,
@@ -78,13 +78,19 @@ class Renderer:
     Messages are ``Message`` records or dictionaries in OpenAI's form, everywhere.
     """
 
-    def __init__(self, tokenizer: Tokenizer, policy: ChatPolicy | None = None) -> None:
-        """Raises InputError when the tokenizer has no chat tokens."""
+    def __init__(self, tokenizer: Tokenizer, policy: ChatPolicy | None = None, differs: Sequence[str] = ()) -> None:
+        """Raises InputError when the tokenizer has no chat tokens.
+
+        Args:
+            tokenizer: the checkpoint's. policy: its chat format; Qwen3's unless given. differs: names of what the
+                checkpoint's own template renders otherwise.
+        """
         for token in ("<|im_start|>", "<|im_end|>"):
             if tokenizer.control_id(token) is None:
                 raise InputError(f"the tokenizer has no control token {token}; chats need a Qwen-style tokenizer")
         self.tokenizer = tokenizer
         self.policy = policy or ChatPolicy()
+        self.differs = tuple(differs)
         self._fixed: _Seen = {}
 
     @classmethod
@@ -101,10 +107,15 @@ class Renderer:
         """
         if policy is None and template is None:
             raise InputError(
-                "the checkpoint has no chat template; choose a family: policy=ChatPolicy(family=...) with one of "
-                f"{', '.join(FAMILIES)}"
+                f"the checkpoint has no chat template; choose a family: {BY_HAND} with one of {', '.join(FAMILIES)}"
             )
-        return cls(tokenizer, policy or recognise(template or "", tokenizer.bos))
+        chosen = cls(tokenizer, policy)  # a tokenizer that cannot chat is the first thing to say
+        if policy is not None:
+            return chosen
+        end = tokenizer.role_id("eos")
+        found = grade(template or "", tokenizer.bos, None if end is None else tokenizer.token_text(end))
+        found.warn()
+        return cls(tokenizer, found.policy, found.differs)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, policy: ChatPolicy | None = None) -> Renderer:
@@ -222,7 +233,7 @@ class Renderer:
         """
         if not self.policy.spec.tools:
             raise InputError(f"template family {self.policy.family!r} cannot show tool results")
-        pieces = [Piece("\n", "assistant", "header"), *tool_results(results)]
+        pieces = [Piece("\n", "assistant", "header"), *tool_results(self.policy, results)]
         return self._encode(pieces + generation_prompt(self.policy, thinking), {}).token_ids
 
     def render_text(self, segments: Sequence[tuple[str, float]]) -> Rendered:

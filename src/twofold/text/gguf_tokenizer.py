@@ -170,7 +170,7 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int, ends: Sequence[int] | None 
         **_role_keys(tokenizer, ends),
     }
     metadata = {_KEY + key: value for key, value in values.items()}
-    if words := [t["id"] for t in specification["added_tokens"] if t["normalized"] and not t["special"]]:
+    if words := [t["id"] for t in contents["added_tokens"] if t["normalized"] and not t["special"]]:
         metadata[_OWN_WORDS] = words
     return metadata if gguf_ends(metadata, tokenizer, "") == ends else metadata | {_OWN_ENDS: list(ends)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from twofold.text.messages import Tools, TurnWeights
 from twofold.text.past_calls import arguments_text
 from twofold.text.plain import dump_json
 from twofold.text.policy import ChatPolicy
+from twofold.text.xml_form import XmlTools, call_text, tool_text
 
 _CONTROLS = re.compile(r"(<\|im_start\|>|<\|im_end\|>|</?think>|</?tool_call>|</?tool_response>)")
 _EMPTY_BLOCK = "<think>\n\n</think>\n\n"
@@ -76,6 +78,7 @@ def conversation(
         weights: one for each message (those of assistant turns count).
         empty_weight: loss weight of empty think blocks in turns whose reasoning has weight 1.
     """
+    messages = [_trimmed(policy, message) for message in messages]
     pieces = _system_block(policy, messages, tools)
     query = _last_query(messages) if policy.spec.thinks else -1
     last = len(messages) - 1
@@ -86,7 +89,7 @@ def conversation(
             pieces.append(Piece("\n", "assistant", "header"))
         elif message.role == "tool" and policy.spec.tools:
             first = index == 0 or messages[index - 1].role != "tool"
-            pieces += _tool_result(message.content, first, index == last or messages[index + 1].role != "tool")
+            pieces += _tool_result(policy, message.content, first, index == last or messages[index + 1].role != "tool")
         elif message.role != "system" or index > 0:
             pieces += _header(message.role, message.role)
             pieces.append(Piece(message.content, message.role, "text"))
@@ -104,12 +107,12 @@ def generation_prompt(policy: ChatPolicy, thinking: bool, empty_weight: float = 
         raise InputError(f"thinking must be True or False, got {thinking!r}", field="thinking")
     pieces = list(_header("assistant", "assistant"))
     prompt = policy.spec.prompt
-    if prompt == "open":
-        if not thinking:
-            message = "this model always thinks, so thinking cannot be off; use a hybrid or an instruct model"
-            raise InputError(message, field="thinking")
+    if policy.spec.prompt == "open" and not thinking:
+        message = "this model always thinks, so thinking cannot be off; use a hybrid or an instruct model"
+        raise InputError(message, field="thinking")
+    if policy.spec.opens and thinking:
         pieces += _template("<think>\n", "assistant", "reasoning")
-    elif prompt == "closed" or (prompt == "switch" and not thinking):
+    elif prompt == "closed" or (not thinking and policy.spec.switches):
         pieces += _template(_EMPTY_BLOCK, "assistant", "empty_think", empty_weight)
     return pieces
 
@@ -128,7 +131,7 @@ def view(
     Raises:
         InputError: the turn has reasoning, which a prompt of this family leaves no room for.
     """
-    message, spec = messages[index], policy.spec
+    message, spec = _trimmed(policy, messages[index]), policy.spec
     thought = (message.reasoning or "").strip("\n")
     if thought and spec.prompt in ("plain", "closed"):
         raise InputError(
@@ -136,21 +139,29 @@ def view(
             "leave the reasoning out, or choose the family 'hybrid' or 'thinking'"
         )
     prompt = conversation(policy, messages[:index], tools, [SILENT] * index, 0.0)
-    writes_block = spec.prompt == "open" or (spec.prompt == "switch" and (empty_trained or bool(thought)))
+    writes_block = spec.prompt == "open" or (spec.switches and (empty_trained or bool(thought)))
     prompt += generation_prompt(policy, writes_block, empty_weight * weights.reasoning)
     reply = _think_block(policy, thought, weights.reasoning, empty_weight) if writes_block else []
-    if spec.prompt == "open":
+    if spec.opens:
         reply = reply[2:]  # the prompt has the opening tag and its newline
     content = message.content.lstrip("\n") if spec.thinks else message.content
-    return prompt, reply + _reply(message, content, weights)
+    return prompt, reply + _reply(policy, message, content, weights)
 
 
-def tool_results(results: Sequence[str]) -> list[Piece]:
+def tool_results(policy: ChatPolicy, results: Sequence[str]) -> list[Piece]:
     """Tool results as one user turn."""
     pieces: list[Piece] = []
     for index, result in enumerate(results):
-        pieces += _tool_result(result, index == 0, index == len(results) - 1)
+        shown = result.strip() if policy.trims else result
+        pieces += _tool_result(policy, shown, index == 0, index == len(results) - 1)
     return pieces
+
+
+def _trimmed(policy: ChatPolicy, message: Message) -> Message:
+    if not policy.trims:
+        return message
+    thought = message.reasoning
+    return replace(message, content=message.content.strip(), reasoning=thought.strip() if thought else thought)
 
 
 def _last_query(messages: Sequence[Message]) -> int:
@@ -183,9 +194,13 @@ def _system_block(policy: ChatPolicy, messages: Sequence[Message], tools: Tools 
     if not tools and system is None:
         return []
     pieces = list(_header("system", "system"))
-    if system is not None:
-        pieces.append(Piece(system, "system", "text"))
-    if tools:
+    if not tools:
+        pieces.append(Piece(system or "", "system", "text"))
+    elif policy.xml is not None:
+        pieces += _xml_offer(policy.xml, system, tools)
+    else:
+        if system is not None:
+            pieces.append(Piece(system, "system", "text"))
         gap = "\n\n" if system is not None else ""
         pieces += _template(gap + _TOOLS_HEAD, "system", "text")
         dumps = [dump_json(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
@@ -195,30 +210,46 @@ def _system_block(policy: ChatPolicy, messages: Sequence[Message], tools: Tools 
     return pieces
 
 
+def _xml_offer(form: XmlTools, system: str | None, tools: Tools) -> list[Piece]:
+    """System prompt and tools in the XML form; ``system`` is the chat's own prompt or the template's, if any."""
+    shown = "".join([tool_text(tool, form, f"tools[{index}]") for index, tool in enumerate(tools)])
+    head = form.head
+    pieces: list[Piece] = []
+    if form.system == "first":
+        if system is None and not form.default_system:
+            head = head.removeprefix("\n\n")
+        pieces.append(Piece(form.default_system if system is None else system, "system", "text"))
+    pieces += [*_template(head, "system", "text"), Piece(shown, "system", "text")]
+    pieces += _template(form.tail, "system", "text")
+    if form.system == "last" and system:
+        pieces.append(Piece("\n\n" + system, "system", "text"))
+    return pieces
+
+
 def _shown_turn(
     policy: ChatPolicy, message: Message, after_query: bool, last: bool, weights: TurnWeights, empty_weight: float
 ) -> list[Piece]:
     """An assistant turn of a rendered conversation, after its header."""
     if not policy.spec.thinks:
-        return _reply(message, message.content, weights)
+        return _reply(policy, message, message.content, weights)
     keep = policy.history_thinking == "keep"
-    if keep or (after_query and (last or bool(message.reasoning))):
+    if keep or (after_query and (last or policy.spec.every_block or bool(message.reasoning))):
         thought = (message.reasoning or "").strip("\n")
         block = _think_block(policy, thought, weights.reasoning, empty_weight)
-        return block + _reply(message, message.content.lstrip("\n"), weights)
+        return block + _reply(policy, message, message.content.lstrip("\n"), weights)
     # Sampled, this turn would have had a block: trained like this it would teach what never happens.
-    return _reply(message, message.content, SILENT)
+    return _reply(policy, message, message.content, SILENT)
 
 
 def _think_block(policy: ChatPolicy, thought: str, weight: float, empty_weight: float) -> list[Piece]:
     if not thought:
-        if policy.spec.prompt != "open":
+        if not policy.spec.opens:
             return list(_template(_EMPTY_BLOCK, "assistant", "empty_think", empty_weight * weight))
         head = _template("<think>\n", "assistant", "empty_think")
         return [*head, *_template("\n</think>\n\n", "assistant", "empty_think", empty_weight * weight)]
     if policy.spec.prompt == "closed":
         weight = 0.0  # no prompt of this family leaves room for a thought
-    opening = 0.0 if policy.spec.prompt == "open" else weight
+    opening = 0.0 if policy.spec.opens else weight
     return [
         *_template("<think>\n", "assistant", "reasoning", opening),
         Piece(thought, "assistant", "reasoning", weight),
@@ -226,26 +257,35 @@ def _think_block(policy: ChatPolicy, thought: str, weight: float, empty_weight: 
     ]
 
 
-def _reply(message: Message, content: str, weights: TurnWeights) -> list[Piece]:
+def _reply(policy: ChatPolicy, message: Message, content: str, weights: TurnWeights) -> list[Piece]:
     """Content, calls and ``<|im_end|>`` of an assistant turn."""
+    form = policy.xml
+    if form is not None and message.tool_calls:
+        content = content.strip()
     pieces = [Piece(content, "assistant", "content", weights.content)]
     for number, call in enumerate(message.tool_calls):
-        # The template asks whether the content is non-empty before it strips leading newlines from it.
-        gap = "\n" if number or message.content else ""
-        arguments = arguments_text(call, f"tool_calls[{number}].arguments")
+        where = f"tool_calls[{number}]"
+        if form is None:
+            # The template asks whether the content is non-empty before it strips leading newlines from it.
+            gap = "\n" if number or message.content else ""
+            arguments = arguments_text(call, f"{where}.arguments")
+            body = f'\n{{"name": "{call.name}", "arguments": {arguments}}}\n'
+        else:
+            gap = "\n" if number else form.gap if content else ""
+            body = call_text(call, form, where)
         pieces += _template(gap + "<tool_call>", "assistant", "call", weights.calls)
-        body = f'\n{{"name": "{call.name}", "arguments": {arguments}}}\n'
         pieces.append(Piece(body, "assistant", "call", weights.calls))
         pieces += _template("</tool_call>", "assistant", "call", weights.calls)
     pieces.append(Piece("<|im_end|>", "assistant", "eot", weights.end(message), True))
     return pieces
 
 
-def _tool_result(content: str, first: bool, last: bool) -> list[Piece]:
+def _tool_result(policy: ChatPolicy, content: str, first: bool, last: bool) -> list[Piece]:
     pieces = list(_template("<|im_start|>user", "tool", "header")) if first else []
     pieces += _template("\n<tool_response>\n", "tool", "header")
     pieces.append(Piece(content, "tool", "text"))
-    pieces += _template("\n</tool_response>", "tool", "header")
+    end = policy.xml.result_end if last and policy.xml is not None else ""
+    pieces += _template("\n</tool_response>" + end, "tool", "header")
     if last:
         pieces += _turn_end("tool")
     return pieces

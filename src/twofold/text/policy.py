@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from twofold.base.files import read_json_object, write_json
 from twofold.base.records import InputError
+from twofold.text.xml_form import CODER, LATER, XmlTools
 
 POLICY_FILE = "chat_policy.json"
 STOP_TEXT = (
@@ -30,14 +31,29 @@ class Family:
     """What distinguishes one family of templates; the rest of the format is common.
 
     thinks: assistant turns may hold a think block. prompt: what the generation prompt adds after the header:
-    "plain" nothing, "switch" an empty block when thinking is off, "open" ``<think>``, "closed" always an empty block.
-    tools: the template can show tools, calls and results. default_system: the system turn of chats without one.
+    "plain" nothing, "switch" an empty block when thinking is off, "open" ``<think>``, "closed" always an empty block,
+    "both" ``<think>``, or an empty block when thinking is off. tools: the template can show tools, calls and results.
+    default_system: the system turn of chats without one. xml: calls have the XML form. trims: contents lose white
+    space at their ends. every_block: all turns after the last query show a block, not only those with a thought.
     """
 
     thinks: bool
-    prompt: Literal["plain", "switch", "open", "closed"]
+    prompt: Literal["plain", "switch", "open", "closed", "both"]
     tools: bool = True
     default_system: str | None = None
+    xml: XmlTools | None = None
+    trims: bool = False
+    every_block: bool = False
+
+    @property
+    def switches(self) -> bool:
+        """The prompt can turn thinking on and off."""
+        return self.prompt in ("switch", "both")
+
+    @property
+    def opens(self) -> bool:
+        """The opening tag of a thought stands in the prompt; the model never writes it."""
+        return self.prompt in ("open", "both")
 
 
 FAMILIES: dict[str, Family] = {
@@ -49,6 +65,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "instruct": Family(False, "plain"),  # Qwen3-Instruct-2507
     "chatml": Family(False, "plain", tools=False),  # Qwen1.5, SmolLM2 and other plain ChatML
+    "coder": Family(False, "plain", xml=CODER),  # Qwen3-Coder
+    "qwen3.5": Family(True, "both", xml=LATER, trims=True, every_block=True),
+    "qwen3.6": Family(True, "both", xml=replace(LATER, spelling="json"), trims=True, every_block=True),
 }
 
 
@@ -62,6 +81,8 @@ class ChatPolicy:
     stop_text: what is forced when the thinking budget runs out; it must close the think block.
     family: a key of ``FAMILIES``.
     default_system: system turn of chats without one; None takes the family's.
+    trim_content: contents lose white space at their ends; None takes the family's.
+    xml_tools: how tools and calls are written in the XML form; None takes the family's form, which may be JSON.
     """
 
     history_thinking: Literal["strip", "keep"] = "strip"
@@ -69,6 +90,8 @@ class ChatPolicy:
     stop_text: str = STOP_TEXT
     family: str = "hybrid"
     default_system: str | None = None
+    trim_content: bool | None = None
+    xml_tools: XmlTools | None = None
 
     def __post_init__(self) -> None:
         if self.history_thinking not in ("strip", "keep"):
@@ -84,6 +107,12 @@ class ChatPolicy:
             raise InputError(f"family {self.family!r} has no think blocks to keep; use history_thinking='strip'")
         if not isinstance(self.default_system, str | None):
             raise InputError(f"default_system must be a string or None, got {type(self.default_system).__name__}")
+        if not isinstance(self.trim_content, bool | None):
+            raise InputError(f"trim_content must be true, false or None, got {self.trim_content!r:.40}")
+        if not isinstance(self.xml_tools, XmlTools | None):
+            raise InputError(f"xml_tools must be XmlTools or None, got {type(self.xml_tools).__name__}")
+        if self.xml_tools is not None and not self.spec.tools:
+            raise InputError(f"family {self.family!r} cannot show tools; leave xml_tools out or use family='coder'")
 
     @property
     def spec(self) -> Family:
@@ -96,6 +125,16 @@ class ChatPolicy:
         return self.spec.default_system if self.default_system is None else self.default_system
 
     @property
+    def trims(self) -> bool:
+        """Contents and thoughts lose white space at their ends."""
+        return self.spec.trims if self.trim_content is None else self.trim_content
+
+    @property
+    def xml(self) -> XmlTools | None:
+        """The XML form of tools and calls; None where they are JSON."""
+        return self.spec.xml if self.xml_tools is None else self.xml_tools
+
+    @property
     def template(self) -> str:
         """The Jinja template that renders the same text, in a restricted Jinja that calls no methods of strings."""
         settings: dict[str, Any] = {}
@@ -105,14 +144,37 @@ class ChatPolicy:
             settings["thinking_only"] = True
         if self.spec.prompt == "closed":
             settings["enable_thinking"] = False
+        if self.spec.prompt == "both":
+            settings["opens_thought"] = True
+        if self.spec.every_block:
+            settings["every_block"] = True
+        if self.trims:
+            settings["trims"] = True
         if self.system is not None:
             settings["default_system"] = self.system
-        head = "".join(
-            f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for name, value in settings.items()
-        )
+        if self.xml is not None:
+            settings["xml"] = asdict(self.xml)
+        parts = [
+            "".join(
+                f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for name, value in settings.items()
+            )
+        ]
+        if self.trims:
+            parts.append(_template("trim"))
         if not self.spec.tools:
-            return head + _template("chatml")
-        return head + _template("start") + _template("thinking" if self.spec.thinks else "instruct")
+            return "".join([*parts, _template("chatml")])
+        form = "json" if self.xml is None else "xml"
+        parts += [_template("start"), _template(f"{form}_calls"), _template("system"), _template(f"{form}_tools")]
+        return "".join([*parts, _template("thinking" if self.spec.thinks else "instruct")])
+
+
+def by_name(family: str | None) -> ChatPolicy | None:
+    """The policy of a family that was chosen by hand; None where none was.
+
+    Raises:
+        InputError: no such family; lists them.
+    """
+    return ChatPolicy(family=family) if family else None
 
 
 def template_hash(template: str) -> str:
@@ -144,6 +206,8 @@ def read_chat_policy(folder: Path) -> tuple[ChatPolicy, str] | None:
     values = read_json_object(path, "is not a chat policy ({}); save the checkpoint again")
     try:
         template, stated = values.pop("template"), values.pop("template_sha256")
+        if values.get("xml_tools") is not None:
+            values["xml_tools"] = XmlTools(**values["xml_tools"])
         policy = ChatPolicy(**values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

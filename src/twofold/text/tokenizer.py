@@ -416,7 +416,7 @@ def _foreign(vocab: dict[str, int]) -> dict[int, str]:
     alphabet = frozenset(_UNICODE_TO_BYTE)
     if alphabet.issuperset("".join(vocab)):
         return {}
-    return {i: token for i, token in sorted(vocab.items()) if not alphabet.issuperset(token)}
+    return {i: token for token, i in sorted(vocab.items()) if not alphabet.issuperset(token)}
 
 
 def _words(added: Mapping[int, AddedToken], named: Collection[Any]) -> dict[int, AddedToken]:

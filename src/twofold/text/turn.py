@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from twofold.base.records import Message, ToolCall
-from twofold.text.calls import CallReader, is_xml_call, read_xml_call
+from twofold.text.calls import CallReader
 from twofold.text.messages import Tools
 from twofold.text.stops import StopMatcher
+from twofold.text.xml_calls import is_xml_call, read_xml_call
 
 Start = Literal["before", "think", "answer", "call"]
 State = Literal["before", "think", "answer", "call", "done"]
@@ -152,7 +153,7 @@ class Turn:
         self._index = 0
         self._calls: list[ToolCall] = []
         self._errors: list[str] = []
-        self._closed = self._cut = self._complete = self._after_call = self._call_in_think = False
+        self._closed = self._cut = self._complete = self._after_call = self._call_in_think = self._spare = False
         self._on_tag: dict[str, Callable[[], list[Delta]]] = {
             "<think>": self._think_open,
             "</think>": self._think_close,
@@ -233,6 +234,7 @@ class Turn:
         self._content = _Text(self._content.leading, self._stop)
         self._reasoning = _Text(self._reasoning.leading) if self.state == "think" and self._reasoning else None
         self._calls, self._errors, self._index = [], [], 0
+        self._spare = False
 
     def _settle(self) -> list[Delta]:
         shown = self._content.settle()
@@ -274,11 +276,12 @@ class Turn:
         deltas += self._settle()
         content = self._content
         if content.held and not self._after_call:
-            content.held -= 1  # the newline the format puts before a call
+            # The format puts one newline before a call; in the XML form it is two, which shows when the call is read.
+            self._gap, self._spare = "\n" * min(content.held, 2), content.held > 1
+            content.held -= len(self._gap)
             deltas += _content(content.release())
-            self._gap = "\n"
         else:
-            self._gap, content.held = "\n" * content.held, 0
+            self._gap, content.held, self._spare = "\n" * content.held, 0, False
         self.state, self._raw, self._call, self._announced = "call", [], CallReader(), False
         return deltas
 
@@ -294,7 +297,7 @@ class Turn:
         if not fragment and self._announced:
             return []
         self._announced = True
-        return [Delta("tool_call", fragment, None, self._index, call_id, name)]
+        return [*self._spare_newline(), Delta("tool_call", fragment, None, self._index, call_id, name)]
 
     def _call_close(self) -> list[Delta]:
         if self.state != "call":
@@ -310,12 +313,14 @@ class Turn:
         call, fault = self._read_call(raw, tagged=problem is None)
         if call is not None:
             name, call_id = ("", "") if self._announced else (call.name, self._id())
-            text = json.dumps(call.arguments, ensure_ascii=False) if is_xml_call(raw) else self._call.take()
-            delta = Delta("tool_call", text, call, self._index, call_id, name)
+            in_xml = is_xml_call(raw)
+            text = json.dumps(call.arguments, ensure_ascii=False) if in_xml else self._call.take()
+            deltas = [] if in_xml else self._spare_newline()
+            deltas.append(Delta("tool_call", text, call, self._index, call_id, name))
             self._calls.append(call)
             self._index += 1
             self._after_call = True
-            return [delta]
+            return deltas
         self._errors.append(f"malformed tool call: {fault}")
         deltas = []
         if self._announced:
@@ -326,6 +331,14 @@ class Turn:
             self.state, self._cut = "think", False
             return deltas + self.text(literal)
         return deltas + self.text(self._gap + literal)
+
+    def _spare_newline(self) -> list[Delta]:
+        """The second newline before a call that is JSON: the content's own."""
+        if not self._spare:
+            return []
+        self._spare, self._gap = False, "\n"
+        self._content.parts.append("\n")
+        return _content("\n")
 
     def _read_call(self, raw: str, tagged: bool) -> tuple[ToolCall | None, str]:
         if is_xml_call(raw):

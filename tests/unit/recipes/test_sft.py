@@ -271,8 +271,8 @@ def test_a_checkpoint_without_a_template_is_given_a_family(init: Path, data: Pat
     (folder / "chat_policy.json").unlink()
     more = {"train.epochs": 0.2, "train.sample_tokens": 1, "train.save_type": "f32"}
     shown = run(*settings(folder, data, **more), "--out", tmp_path / "run", code=1)
-    assert "has no chat template; choose a family: --set family=NAME with one of hybrid" in shown
-    run(*settings(folder, data, **more, family="thinking"), "--out", tmp_path / "run")
+    assert "has no chat template; choose a family: --family NAME, in Python" in shown
+    run(*settings(folder, data, **more), "--family", "thinking", "--out", tmp_path / "run")
     ours = LLM(tmp_path / "run" / "sft")
     assert ours.renderer.policy.family == "thinking"
     stored = StoredExamples(tmp_path / "run" / "rows" / "train.safetensors")[0]

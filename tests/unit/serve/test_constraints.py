@@ -77,6 +77,32 @@ def test_required_calls(grammars: Grammars, tokenizer: Tokenizer) -> None:
     assert accepts(grammars, one, good, tokenizer) and not accepts(grammars, one, good + good, tokenizer)
 
 
+def test_required_calls_in_the_xml_form(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """A model that learnt the XML form is not forced into JSON."""
+    fields = {"n": {"$ref": "#/$defs/n"}, "text": {"type": "string"}, "any": {"type": "boolean"}}
+    fields["unit"] = {"type": "string", "enum": ["C", "F"]}
+    schema = {"type": "object", "properties": fields, "required": ["n", "text"], "$defs": {"n": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "say", "parameters": schema}}
+    grammar = call_grammar(plan_tools(ask(tools=[tool, NOW], tool_choice="required")), tokenizer, None, xml=True)
+
+    def xml(name: str, **values: str) -> str:
+        body = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+        return f"<tool_call>\n<function={name}>\n{body}</function>\n</tool_call>"
+
+    for text, ok in (
+        (xml("say", n="5", text="a <b> </parameter> c\n\nd"), True),
+        (xml("now"), True),
+        (xml("say", n="5", text="", any="true", unit="C") + "\n" + xml("now"), True),
+        (xml("say", n="five", text="a"), False),
+        (xml("say", n="5"), False),
+        (xml("say", n="5", text="", unit="K"), False),
+        (xml("sub"), False),
+        (call("now", "{}"), False),
+        ("text", False),
+    ):
+        assert accepts(grammars, grammar, text, tokenizer) == ok, text
+
+
 def test_strict_tools_leave_text_free(grammars: Grammars, tokenizer: Tokenizer) -> None:
     strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
     grammar = call_grammar(plan_tools(ask(tools=[strict])), tokenizer, None)

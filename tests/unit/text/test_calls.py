@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.base.records import ToolCall
-from twofold.text.calls import MAX_DEPTH, CallReader, is_xml_call, read_xml_call
+from twofold.text.calls import MAX_DEPTH, CallReader
 
 JSON_VALUE = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False))
@@ -136,23 +136,3 @@ def test_any_text_gives_the_same_result_for_every_cut(tail: str, cut: int, tagge
         assert call == whole and reader.fault == whole_reader.fault and reader.repairs == whole_reader.repairs
         if call:
             assert json.loads(streamed) == json.loads(text) == call.arguments
-
-
-def test_xml_calls_take_their_types_from_the_schema() -> None:
-    raw = (
-        "\n<function=search>\n<parameter=query>\nlong\ntext\n</parameter>\n<parameter=limit>\n5\n</parameter>\n"
-        "<parameter=tags>\n[1,]\n</parameter>\n<parameter=odd>\nnot a number\n</parameter>\n</function>\n"
-    )
-    kinds = {"query": "string", "limit": "integer", "tags": "array", "odd": "number"}
-    properties = {key: {"type": kind} for key, kind in kinds.items()}
-    tools = [{"type": "function", "function": {"name": "search", "parameters": {"properties": properties}}}]
-    assert is_xml_call(raw) and not is_xml_call('{"name": "f"}')
-    untyped = {"query": "long\ntext", "limit": "5", "tags": "[1,]", "odd": "not a number"}
-    assert read_xml_call(raw, None) == ToolCall("search", untyped)
-    assert read_xml_call(raw, tools) == ToolCall("search", untyped | {"limit": 5})
-    assert read_xml_call("<function=now>\n</function>", tools) == ToolCall("now", {})
-    assert read_xml_call("<function=f><parameter=a>1", None) == "not a whole <function=NAME> … </function>"
-    assert read_xml_call("<function=f>x<parameter=a>1</parameter></function>", None) == "text between the parameters"
-    assert "function name" in str(read_xml_call('<function=a"b></function>', None))
-    for odd in ([{"name": "search", "parameters": 3}], [{"function": 7}], [{"name": "search"}]):
-        assert read_xml_call(raw, odd) == ToolCall("search", untyped)
