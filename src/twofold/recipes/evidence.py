@@ -126,10 +126,15 @@ def fact(holds: bool) -> Interval:
     return Interval(float(holds), math.nan, math.nan)
 
 
-def mean_of(values: Sequence[Interval]) -> Interval:
-    """Mean of independent estimates with normal intervals."""
-    mean = sum(v.value for v in values) / len(values)
-    half = math.sqrt(sum(((v.high - v.low) / 2) ** 2 for v in values)) / len(values)
+def mean_of(values: Sequence[Interval], same_items: bool = False) -> Interval:
+    """Mean of estimates with normal intervals.
+
+    Args:
+        same_items: whether estimates may rest on the same items; half widths are averaged then, which is right for
+            estimates that move together and too wide for others. Else they are independent.
+    """
+    mean, halves = sum(v.value for v in values) / len(values), [(v.high - v.low) / 2 for v in values]
+    half = (sum(halves) if same_items else math.hypot(*halves)) / len(values)
     return Interval(mean, mean - half, mean + half)
 
 

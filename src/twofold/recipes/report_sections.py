@@ -283,11 +283,11 @@ def distillation_section(facts: Facts) -> Section | None:
 
 
 def _mean_level(facts: Facts, name: str) -> Interval:
-    return mean_of([level(rows(facts, f"eval_{name}/items/{part}")) for part in PARTS])
+    return mean_of([level(rows(facts, f"eval_{name}/items/{part}")) for part in PARTS], same_items=True)
 
 
 def _mean_pass(facts: Facts, name: str, k: int) -> Interval:
-    return mean_of([pass_at_level(rows(facts, f"eval_{name}/items/{part}"), k) for part in PARTS])
+    return mean_of([pass_at_level(rows(facts, f"eval_{name}/items/{part}"), k) for part in PARTS], same_items=True)
 
 
 def samples_section(facts: Facts) -> Section | None:

@@ -323,6 +323,8 @@ def test_mean_of_independent_estimates() -> None:
     one = percentile_interval(2.0, [1.0, 3.0])
     mean = mean_of([one, one, one, one])
     assert mean.value == 2.0 and mean.high - mean.value == pytest.approx((one.high - one.low) / 2 / 2)
+    together = mean_of([one, one, one, one], same_items=True)  # the same items four times are no more items
+    assert (together.value, together.low, together.high) == pytest.approx((one.value, one.low, one.high))
 
 
 def test_claims_do_without_torch() -> None:

@@ -46,14 +46,15 @@ def distillation(facts: Facts) -> Claim:
 
 def mean_gain(facts: Facts, other: str) -> Interval:
     """Distillation minus another arm in points: the mean of the parts' paired differences."""
-    return mean_of([difference(facts, *_pair("student_opd", other, part)) for part in PARTS])
+    return mean_of([difference(facts, *_pair("student_opd", other, part)) for part in PARTS], same_items=True)
 
 
 def mean_pass_gain(facts: Facts, other: str) -> Interval | None:
     """The same for pass@8; None where an item has fewer samples."""
     if samples_per_item(facts, *_paths("student_opd", other)) < PASS_K:
         return None
-    return mean_of([pass_difference(facts, *_pair("student_opd", other, part), PASS_K) for part in PARTS])
+    gains = [pass_difference(facts, *_pair("student_opd", other, part), PASS_K) for part in PARTS]
+    return mean_of(gains, same_items=True)
 
 
 def _pair(a: str, b: str, part: str) -> tuple[str, str]:
