@@ -200,7 +200,7 @@ def test_what_cannot_be_honoured_is_refused(llm: LLM) -> None:
     for call, words in (
         (lambda: llm.score([[1, 2, 10**6]]), "token 1000000 is none"),
         (lambda: llm.generate([[-1]]), "token -1 is none"),
-        (lambda: llm.score([[1] * 161]), "context is 160"),
+        (lambda: llm.score([[1] * 161]), "context length is 160"),
         (lambda: llm.generate([[1] * 160], GREEDY), "the prompt has 160 tokens"),
         (lambda: llm.generate("sum"), "must be a list"),
         (lambda: llm.chat(ASK, n=2), "one reply"),

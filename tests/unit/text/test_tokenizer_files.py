@@ -38,10 +38,10 @@ def change(path: Path, **values: Any) -> None:
 
 
 def same(found: Tokenizer, wanted: Tokenizer) -> bool:
-    flags = [(i, found.is_special(i), found.is_word(i)) for i in found.structure]
+    flags = [(i, found.is_special(i)) for i in found.structure]
     return (
         found.structure == wanted.structure
-        and flags == [(i, wanted.is_special(i), wanted.is_word(i)) for i in wanted.structure]
+        and flags == [(i, wanted.is_special(i)) for i in wanted.structure]
         and (found.vocab_size, found.bos_id) == (wanted.vocab_size, wanted.bos_id)
         and all(found.encode(text) == wanted.encode(text) for text in TEXTS)
         and all(found.encode_with_special(text) == wanted.encode_with_special(text) for text in TEXTS)
@@ -77,7 +77,8 @@ def test_tokens_that_no_qwen_has(tokenizer: Tokenizer, tmp_path: Path) -> None:
     change(folder / "special_tokens_map.json", additional_special_tokens=[{"content": "<|tool|>"}])
     found = Tokenizer.from_folder(folder)
     tool, answer = (found.token_id(token) for token in ("<|tool|>", "<answer>"))
-    assert found.is_special(tool) and not found.is_word(tool) and found.is_word(answer)
+    assert found.is_special(tool) and not found.is_special(answer)
+    assert found.encode("<|tool|><answer>") == [tool, answer]  # no structure of the chat format: tokens inside contents
     assert found.think_open == tokenizer.think_open and not found.is_special(found.token_id("<think>"))
 
 
