@@ -133,7 +133,7 @@ def test_rerank(hybrid: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first["results"] == [{key: whole["results"][0][key] for key in ("index", "relevance_score")}]
     long = {**asked, "documents": ["sum " * 2000]}
     for bad, words in (
-        (long, "fit"),
+        (long, "maximum context length"),
         ({**asked, "truncate_prompt_tokens": 3}, "the query alone takes"),
         ({**asked, "documents": []}, "documents"),
         ({**asked, "documents": [""]}, r"documents[0] is empty"),

@@ -276,7 +276,7 @@ def test_every_chunk_but_the_one_with_usage_has_a_choice(hybrid: Running) -> Non
     ("route", "body", "param"),
     [
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "E1 B5 " * 900}]}, "messages"),
-        ("/v1/completions", {"prompt": ["a", [5] * 2000], "stream": True}, "prompt"),
+        ("/v1/completions", {"prompt": [[5], [5] * 2000], "stream": True}, "prompt"),
         ("/v1/completions", {"prompt": "E1 B5 " * 900, "echo": True, "max_tokens": 0}, "prompt"),
         ("/v1/embeddings", {"input": "E1 B5 " * 900}, "input"),
         ("/v1/embeddings", {"input": [5] * 2000}, "input"),
