@@ -46,7 +46,7 @@ def small_rl(context: StageContext) -> None:
     queries = [single(item, tasks[item.family]) for item in items]
     asked = [{"item": asdict(query.item), "flag": number % 2 == 0} for number, query in enumerate(queries)]
     write_jsonl(context.out / "queries.jsonl", asked)  # distillation asks what RL was asked
-    finish(policy, context, train_rl(context, policy, queries, even_reward, start))
+    finish(policy, context, train_rl(context, policy, queries, even_reward, start) | {"choosing_flops": 0.0})
 
 
 def build() -> Chain:
