@@ -26,6 +26,7 @@ from twofold.data.corpus import pydoc_topic_documents, python_stdlib_documents
 from twofold.eval.quality import Quality, compare, windows_of
 from twofold.eval.stats import Interval
 from twofold.llm import LLM
+from twofold.model.companions import has_vocabulary
 from twofold.model.gguf_config import describe_gguf
 from twofold.model.gguf_read import open_gguf, require_package
 from twofold.model.gguf_write import KINDS, save_gguf
@@ -294,5 +295,5 @@ def view(file: Path, model: Path, html: Path | None, limit: int, console: Consol
 def _renderer(model: Path, policy: ChatPolicy | None) -> Renderer:
     """The renderer of a model, without its weights; a folder of a tokenizer and a chat template is enough."""
     found = local(model, weights=False)
-    path = found if (found / "tokenizer.json").is_file() else find_model(found)
+    path = found if has_vocabulary(found) else find_model(found)
     return Renderer.from_pretrained(path, policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,36 +13,21 @@ from twofold import cli
 from twofold.base import hub
 from twofold.base.records import InputError
 from twofold.llm import LLM
-from twofold.model.config import ModelConfig
 from twofold.model.inspect import describe, read_folder
-from twofold.model.qwen3 import Qwen3
 from twofold.recipes import sft
 from twofold.recipes.models import find_model
-from twofold.recipes.pretrain import save_model
 from twofold.serve.config import ServeConfig
 from twofold.serve.service import Service
 from twofold.serve_cli import serve
-from twofold.text.tokenizer import Tokenizer
 
 TEXTS = ["sum mod 10: E1 B5 user assistant 0123456789 /think /no_think"] * 4
 ROW = '{"messages": [{"role": "user", "content": "sum E1"}, {"role": "assistant", "content": "5"}]}\n'
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(save_tiny_model: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model where the hub's cache keeps it."""
-    tokenizer = Tokenizer.train(TEXTS, 330)
-    model = Qwen3(
-        ModelConfig(
-            vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=16, rms_norm_eps=1e-6, rope_theta=1e4,
-            max_position_embeddings=160, tie_word_embeddings=True, initializer_range=0.2,
-        )
-    )  # fmt: skip
-    model.init_weights(1)
-    folder = tmp_path_factory.mktemp("hub") / "models--Qwen--Tiny-0.1B" / "snapshots" / ("a" * 40)
-    save_model(model, tokenizer, folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("hub") / "models--Qwen--Tiny-0.1B" / "snapshots" / ("a" * 40))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from typer.testing import CliRunner
 from twofold import cli
 from twofold.base.records import InputError
 from twofold.llm import LLM
-from twofold.model.config import ModelConfig
 from twofold.model.gguf_config import describe_gguf
 from twofold.model.lora import LoraConfig, attach
 from twofold.model.peft_io import save_adapter
@@ -23,28 +23,15 @@ from twofold.model.qwen3 import Qwen3
 from twofold.model.vocab import add_tokens, train_new_rows
 from twofold.model.weights import save_weights, to_hf
 from twofold.recipes.models import find_model
-from twofold.recipes.pretrain import save_model
 from twofold.text.chat import Renderer
 from twofold.text.policy import ChatPolicy
-from twofold.text.tokenizer import Tokenizer
 
 TEXTS = ["sum mod 10: E1 B5 user assistant 0123456789 /think /no_think"] * 4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = Tokenizer.train(TEXTS, 330)
-    model = Qwen3(
-        ModelConfig(
-            vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=16, rms_norm_eps=1e-6, rope_theta=1e4,
-            max_position_embeddings=160, tie_word_embeddings=True, initializer_range=0.2,
-        )
-    )  # fmt: skip
-    model.init_weights(1)
-    folder = tmp_path_factory.mktemp("runs") / "fusion"
-    save_model(model, tokenizer, folder)
-    return folder
+def folder(save_tiny_model: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("runs") / "fusion")
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -203,8 +190,9 @@ def test_data_view_reads_no_weights(folder: Path, tmp_path: Path, monkeypatch: p
     llm = LLM(folder)
     bare.mkdir()
     llm.renderer.save(bare)
+    two_files = copied(bare, tmp_path / "two_files", "tokenizer.json")
     monkeypatch.setattr("twofold.model_cli.LLM", lambda *_: 1 / 0)
-    for model in (folder, folder.parent, bare, gguf):
+    for model in (folder, folder.parent, bare, two_files, gguf):
         assert "sum" in run("data", "view", file, "--model", model)
 
 

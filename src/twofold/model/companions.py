@@ -25,6 +25,11 @@ NO_TOKENIZER = "there are no tokenizer files, so that it takes and gives token i
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "*.tiktoken", "*.model")
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder has a file that a tokenizer could be made of."""
+    return any(any(folder.glob(pattern)) for pattern in _VOCABULARIES)
+
+
 @dataclass(frozen=True, slots=True)
 class Companions:
     """ends_said: what the files say about the tokens that end a reply, as (where, value), the weightier first."""
@@ -57,7 +62,7 @@ def tokenizer_of(folder: Path) -> Tokenizer | InputError:
     Raises:
         InputError: a damaged file, or a tokenizer of an unknown kind.
     """
-    if any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+    if has_vocabulary(folder):
         return Tokenizer.from_folder(folder)
     return InputError(f"{folder}: {NO_TOKENIZER}; copy the tokenizer files of this model into the folder")
 
