@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from twofold.serve.anthropic_reply import MessagesReply, counted, error_body
 from twofold.serve.dialect import Dialect, start
 from twofold.serve.embedding import embeddings
 from twofold.serve.errors import ApiError, from_input_error
-from twofold.serve.protocol import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, read_body
+from twofold.serve.protocol import Body, DetokenizeRequest, EmbeddingRequest, TokenizeRequest, read_body
 from twofold.serve.rerank import RerankRequest, rerank
 from twofold.serve.responses import read_responses
 from twofold.serve.responses_reply import ResponsesReply
@@ -41,6 +41,7 @@ from twofold.serve.tokens import detokenize, tokenize, tokenizer_info
 
 logger = logging.getLogger("twofold.serve")
 T = TypeVar("T")
+B = TypeVar("B", bound=Body)
 WEB = Path(__file__).parent / "web"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would collect a stream
@@ -140,23 +141,13 @@ def _add_protocols(app: FastAPI, service: Service) -> None:
     @app.post("/v2/rerank")
     @app.post("/rerank")
     async def ranked(request: Request) -> Response:
-        body, _, warnings = read_body(RerankRequest, await _body(request, service.config.max_body_bytes))
-
-        async def answer() -> Response:
-            return _json(await rerank(service, body, warnings))
-
-        return await _attended(request, service, answer())
+        return await _computed(request, service, RerankRequest, rerank)
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings")
     async def embed(request: Request) -> Response:
-        body, _, warnings = read_body(EmbeddingRequest, await _body(request, service.config.max_body_bytes))
-
-        async def answer() -> Response:
-            return _json(await embeddings(service, body, warnings))
-
-        return await _attended(request, service, answer())
+        return await _computed(request, service, EmbeddingRequest, embeddings)
 
     @app.post("/tokenize")
     async def to_tokens(request: Request) -> Response:
@@ -213,6 +204,21 @@ async def _answer(service: Service, asked: Coroutine[Any, Any, Reply | Dialect])
         return _json(await reply.whole())
     finally:
         reply.close()
+
+
+async def _computed(
+    request: Request,
+    service: Service,
+    kind: type[B],
+    compute: Callable[[Service, B, Sequence[str]], Coroutine[Any, Any, dict[str, Any]]],
+) -> Response:
+    """What is computed of a body of one kind, as long as the client waits for it."""
+    body, _, warnings = read_body(kind, await _body(request, service.config.max_body_bytes))
+
+    async def answer() -> Response:
+        return _json(await compute(service, body, warnings))
+
+    return await _attended(request, service, answer())
 
 
 async def _attended(request: Request, service: Service, making: Coroutine[Any, Any, Response]) -> Response:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from twofold.serve.errors import bad_request
+from twofold.text.plain import surrogate_in
 
 MAX_DEPTH = 200  # of lists and objects inside each other; Python's own readers and writers give up at about 1,000
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # the only way in which half a character comes in UTF-8
@@ -47,7 +48,7 @@ def _check(body: dict[str, Any]) -> None:
         for inner, item in _items(place, value):
             if isinstance(item, dict | list):
                 waiting.append((inner, depth + 1, item))
-            elif isinstance(item, str) and not _is_text(item):
+            elif isinstance(item, str) and surrogate_in(item) is not None:
                 raise bad_request(f"{inner} is not valid Unicode; remove lone surrogates", inner)
 
 
@@ -57,17 +58,7 @@ def _items(place: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"{place}[{index}]", item) for index, item in enumerate(value))
         return
     for key, item in value.items():
-        if not _is_text(key):
+        if surrogate_in(key) is not None:
             where = place or "the body"
             raise bad_request(f"a key in {where} is not valid Unicode; remove lone surrogates", place or None)
         yield f"{place}.{key}" if place else key, item
-
-
-def _is_text(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from twofold.text.messages import Tools
+from twofold.text.schemas import parameters_of, referred
 
 Schemas = list[Mapping[str, Any]]
 
@@ -36,7 +37,7 @@ def meant_arguments(arguments: Mapping[str, Any], name: str, tools: Tools | None
             field without a type, by whether it must be given.
         tools: what the row declares, already without padding.
     """
-    schema = _parameters(name, tools)
+    schema = parameters_of(name, tools)
     return dict(_meant(arguments, list(_alternatives(schema, schema, ())), schema))
 
 
@@ -89,15 +90,6 @@ def _meant(value: Any, schemas: Schemas, root: Mapping[str, Any]) -> Any:
     return kept
 
 
-def _parameters(name: str, tools: Tools | None) -> Mapping[str, Any]:
-    for tool in tools or ():
-        function = tool.get("function", tool)
-        if isinstance(function, Mapping) and function.get("name") == name:
-            found = function.get("parameters", function.get("input_schema"))
-            return found if isinstance(found, Mapping) else {}
-    return {}
-
-
 def _field(schema: Mapping[str, Any], key: str) -> Any:
     declared = schema.get("properties")
     if isinstance(declared, Mapping) and key in declared:
@@ -114,10 +106,7 @@ def _alternatives(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...]) -
     yield schema
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#/") and reference not in seen:
-        target: Any = root
-        for step in reference[2:].split("/"):
-            target = target.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
-        yield from _alternatives(target, root, (*seen, reference))
+        yield from _alternatives(referred(reference, root), root, (*seen, reference))
     for choice in _CHOICES:
         offered = schema.get(choice)
         for option in offered if isinstance(offered, list) else ():

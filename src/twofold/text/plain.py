@@ -26,10 +26,17 @@ def dump_json(value: Any, where: str) -> str:
 
 def check_unicode(text: str, where: str) -> None:
     """Raise InputError, naming ``where``, for a string that UTF-8 cannot hold."""
+    if (place := surrogate_in(text)) is not None:
+        message = f"{where} is not valid Unicode at character {place}; remove lone surrogates"
+        raise InputError(message, field=where)
+
+
+def surrogate_in(text: str) -> int | None:
+    """Place of the first character that UTF-8 cannot hold, half a surrogate pair; None where there is none."""
     if text.isascii():
-        return
+        return None
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        message = f"{where} is not valid Unicode at character {error.start}; remove lone surrogates"
-        raise InputError(message, field=where) from None
+        return error.start
+    return None

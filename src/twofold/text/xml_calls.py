@@ -14,6 +14,7 @@ from typing import Any
 
 from twofold.base.records import ToolCall
 from twofold.text.calls import CallReader, name_fault
+from twofold.text.schemas import parameters_of, referred
 
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*)</function>\s*", re.DOTALL)
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?")
@@ -53,7 +54,7 @@ def read_xml_call(raw: str, tools: Sequence[Mapping[str, Any]] | None) -> ToolCa
     if match is None:
         return "not a whole <function=NAME> … </function>"
     name, body = match.group(1).strip(), match.group(2)
-    schema = _parameters(name, tools)
+    schema = parameters_of(name, tools)
     properties = schema.get("properties")
     fields = properties if isinstance(properties, Mapping) else {}
     arguments: dict[str, Any] = {}
@@ -95,16 +96,6 @@ def _value_end(body: str, at: int) -> int | None:
     return None
 
 
-def _parameters(name: str, tools: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Any]:
-    """The schema of a tool's arguments; empty where there is none."""
-    for tool in tools or ():
-        function = tool.get("function", tool)
-        if isinstance(function, Mapping) and function.get("name") == name:
-            parameters = function.get("parameters")
-            return parameters if isinstance(parameters, Mapping) else {}
-    return {}
-
-
 def field_types(field: Any, schema: Mapping[str, Any]) -> frozenset[str]:
     """JSON Schema's names of the types that a field of ``schema`` may have; all of them where it does not say."""
     return _types(field, schema, _MAX_REFERENCES)
@@ -115,7 +106,7 @@ def _types(field: Any, schema: Mapping[str, Any], references: int) -> frozenset[
         return _EVERY
     reference = field.get("$ref")
     if isinstance(reference, str):
-        target = _target(reference, schema) if references else None
+        target = referred(reference, schema) if references else None
         return _types(target, schema, references - 1)
     for word in ("anyOf", "oneOf", "allOf"):
         if isinstance(field.get(word), list):
@@ -134,14 +125,6 @@ def _names(value: Any) -> Iterator[str]:
         if isinstance(name, str):
             name = _NAMES.get(name.lower(), name.lower())
             yield from (name,) if name in _EVERY else _EVERY
-
-
-def _target(reference: str, schema: Mapping[str, Any]) -> Any:
-    """What a reference inside the schema points to; None where nothing is there."""
-    place: Any = schema
-    for step in reference.removeprefix("#").split("/")[1:]:
-        place = place.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(place, Mapping) else None
-    return place
 
 
 def _is(value: Any, kinds: tuple[type, ...]) -> bool:

@@ -293,6 +293,12 @@ def test_a_stream_that_is_left_frees_its_place(model):
         next(runner.stream(Request((3,), SamplingParams(n=2))))
 
 
+def owner_of(name):
+    """The class of the engine that has a method, and the method's name, from "module.Class.method"."""
+    module, part, method = name.split(".")
+    return getattr(importlib.import_module(f"twofold.engine.{module}"), part), method
+
+
 PLACES = ["runner.Runner.run", "scheduler.Scheduler.schedule", "sampling.Sampler.sample", "engine.Engine._report"]
 
 
@@ -306,8 +312,7 @@ def test_an_interruption_anywhere_leaves_nothing_behind(model, monkeypatch, name
     expected, undisturbed = runner.generate([request]), list(runner.stream(other))
     beside = runner.stream(other)
     begun = [next(beside) for _ in range(2)]
-    module, part, method = name.split(".")
-    owner = getattr(importlib.import_module(f"twofold.engine.{module}"), part)
+    owner, method = owner_of(name)
     real, calls = getattr(owner, method), itertools.count()
 
     def interrupted(*args):
@@ -340,8 +345,7 @@ def test_ctrl_c_between_the_books_of_engine_and_sampler_waits(model, monkeypatch
     request = Request((3, 4, 5), SamplingParams(temperature=1, max_tokens=6, n=2, ignore_eos=True))
     runner = engine(model)
     expected = [c.token_ids for c in runner.generate([request])]
-    module, part, method = name.split(".")
-    owner = getattr(importlib.import_module(f"twofold.engine.{module}"), part)
+    owner, method = owner_of(name)
     real, pressed = getattr(owner, method), []
 
     def then_ctrl_c(*args, **kwargs):
